@@ -1,0 +1,1 @@
+"""The controlling layer (see README.md); empty, because driver partitions import it."""

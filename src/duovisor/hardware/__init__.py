@@ -1,0 +1,1 @@
+"""The hardware layer (see README.md)."""

@@ -1,0 +1,1 @@
+"""The hypervisor layer (see README.md)."""

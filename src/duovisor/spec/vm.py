@@ -1,0 +1,200 @@
+"""The specification of a virtual machine: what a user asks for, checked without looking at the host."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from duovisor.spec.sizes import MIB, parse_bytes
+
+NAME_MAX = 63
+MAX_DISKS = 12  # PCI slots 0x10 to 0x1b of the root bus, see hypervisor/qemu/pci.py
+MAX_NICS = 8  # PCI slots 0x08 to 0x0f
+QUEUE_SIZE_MAX = 1024  # VIRTQUEUE_MAX_SIZE in QEMU's include/hw/virtio/virtio.h
+
+_NAME = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$")
+_MAC = re.compile(r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$")
+_SERIAL = re.compile(r"^[A-Za-z0-9_.-]{0,20}$")
+
+
+class Design(StrEnum):
+    """Where the device drivers are: inside the hypervisor layer, or in the controlling layer."""
+
+    MONOLITHIC = "monolithic"
+    MICROKERNELIZED = "microkernelized"
+
+
+class Accelerator(StrEnum):
+    """What runs the guest's instructions; ``auto`` lets the hardware layer decide by trying."""
+
+    AUTO = "auto"
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+class Firmware(StrEnum):
+    """What the guest's processor runs first."""
+
+    BIOS = "bios"
+    UEFI = "uefi"
+    DIRECT_KERNEL = "direct-kernel"
+
+
+class DiskFormat(StrEnum):
+    """How a disk's bytes lie in its file."""
+
+    RAW = "raw"
+    QCOW2 = "qcow2"
+
+
+class CacheMode(StrEnum):
+    """``writeback``: through the host's page cache; ``none``: O_DIRECT. Both honour the guest's flushes."""
+
+    WRITEBACK = "writeback"
+    NONE = "none"
+
+
+def check_name(name: str) -> str:
+    """Return a virtual machine's name, or raise ``ValueError`` with what is wrong with it."""
+    if not name:
+        raise ValueError("a name must not be empty")
+    if len(name) > NAME_MAX:
+        raise ValueError(f"the name is {len(name)} characters long; {NAME_MAX} is the most")
+    if not _NAME.match(name):
+        raise ValueError(
+            f"{name!r} is not a name: letters, digits, '-', '_' and '.' only, a letter or digit at both ends"
+        )
+    return name
+
+
+def _check_mac(mac: str) -> str:
+    mac = mac.lower()
+    if not _MAC.match(mac):
+        raise ValueError(f"{mac!r} is not a MAC address; write for example 52:54:00:12:34:56")
+    if int(mac[:2], 16) & 1:
+        raise ValueError(f"{mac!r} is a multicast address, which a NIC cannot have")
+    return mac
+
+
+def _check_serial(serial: str) -> str:
+    # virtio 1.1, 5.2.6: VIRTIO_BLK_T_GET_ID returns at most 20 bytes
+    if not _SERIAL.match(serial):
+        raise ValueError(f"{serial!r} is not a disk serial: at most 20 letters, digits, '-', '_' and '.'")
+    return serial
+
+
+def _check_power_of_two(number: int) -> int:
+    if number & (number - 1):
+        raise ValueError(f"{number} is not a power of two")
+    return number
+
+
+def _read_memory(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    size = parse_bytes(value, default_unit="m")
+    if size % MIB:
+        raise ValueError(f"{value!r} is not a whole number of MiB")
+    return size // MIB
+
+
+class SpecModel(BaseModel):
+    """Frozen, and strict about unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+
+
+class KernelSpec(SpecModel):
+    """A Linux kernel that the VMM loads itself, without firmware in between."""
+
+    path: str = Field(min_length=1)
+    initrd: str | None = None
+    command_line: str = Field(default="", max_length=2047)  # COMMAND_LINE_SIZE of x86 Linux is 2048
+
+
+class DiskSpec(SpecModel):
+    """A disk: one image file or block device, seen by the guest as a virtio block device."""
+
+    path: str = Field(min_length=1)
+    format: DiskFormat = DiskFormat.RAW
+    cache: CacheMode = CacheMode.WRITEBACK
+    read_only: bool = False
+    serial: Annotated[str, AfterValidator(_check_serial)] = ""
+    queues: int = Field(default=1, ge=1, le=16)
+    queue_size: Annotated[int, AfterValidator(_check_power_of_two)] = Field(
+        default=256, ge=16, le=QUEUE_SIZE_MAX
+    )
+
+
+class PortForward(SpecModel):
+    """A TCP or UDP port of the host that leads to one of the guest; loopback unless an address is given."""
+
+    protocol: Literal["tcp", "udp"] = "tcp"
+    host_address: str = "127.0.0.1"
+    host_port: int = Field(ge=1, le=65535)
+    guest_port: int = Field(ge=1, le=65535)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_short_form(cls, value: Any) -> Any:
+        """Accept ``[tcp:|udp:][ADDRESS:]HOST_PORT:GUEST_PORT``."""
+        if not isinstance(value, str):
+            return value
+        match = re.match(r"^(?:(tcp|udp):)?(?:(\d+(?:\.\d+){3}):)?(\d+):(\d+)$", value)
+        if match is None:
+            raise ValueError(f"{value!r} is not a port forward; write for example 2222:22 or udp:5353:53")
+        protocol, address, host_port, guest_port = match.groups()
+        return {
+            "protocol": protocol or "tcp",
+            "host_address": address or "127.0.0.1",
+            "host_port": int(host_port),
+            "guest_port": int(guest_port),
+        }
+
+
+class NicSpec(SpecModel):
+    """A virtio network card. ``user``: outgoing connections through the host's own sockets, no privilege."""
+
+    network: Literal["user"] = "user"
+    mac: Annotated[str, AfterValidator(_check_mac)] | None = None
+    forward: tuple[PortForward, ...] = ()
+
+
+class VirtualMachineSpec(SpecModel):
+    """Everything that a user asks for in one virtual machine."""
+
+    name: Annotated[str, AfterValidator(check_name)]
+    design: Design = Design.MONOLITHIC
+    accelerator: Accelerator = Accelerator.AUTO
+    cpus: int = Field(default=1, ge=1, le=255)
+    memory_mib: Annotated[int, BeforeValidator(_read_memory)] = Field(default=512, ge=16, le=16 << 20)
+    firmware: Firmware = Firmware.BIOS
+    kernel: KernelSpec | None = None
+    disks: tuple[DiskSpec, ...] = Field(default=(), max_length=MAX_DISKS)
+    nics: tuple[NicSpec, ...] = Field(default=(), max_length=MAX_NICS)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_memory_alias(cls, value: Any) -> Any:
+        """Accept ``memory: 2G`` beside ``memory_mib: 2048``, but not both."""
+        if isinstance(value, dict) and "memory" in value:
+            if "memory_mib" in value:
+                raise ValueError("give memory or memory_mib, not both")
+            value = dict(value)
+            value["memory_mib"] = value.pop("memory")
+        return value
+
+    @model_validator(mode="after")
+    def _check_kernel(self) -> VirtualMachineSpec:
+        if self.firmware is Firmware.DIRECT_KERNEL and self.kernel is None:
+            raise ValueError("firmware direct-kernel needs a kernel: add kernel.path")
+        if self.firmware is not Firmware.DIRECT_KERNEL and self.kernel is not None:
+            raise ValueError(f"a kernel is loaded only with firmware direct-kernel, not {self.firmware}")
+        writable = [disk.path for disk in self.disks if not disk.read_only]
+        for path in writable:
+            if [disk.path for disk in self.disks].count(path) > 1:
+                raise ValueError(f"{path!r} is given for two disks and one of them writes to it")
+        return self
