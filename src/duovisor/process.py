@@ -14,13 +14,13 @@ import os
 import shlex
 import signal
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from duovisor.errors import DuovisorError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Mapping, Sequence
 
 LAST_WORDS_BYTES = 4096
 
@@ -110,14 +110,18 @@ class Process:
     """A running program, watched through its pidfd.
 
     ``log`` is the file that holds its standard output and error. ``returncode`` is ``None`` while it runs.
+    In a sandbox, ``pid`` is bubblewrap's, which waits for the program; signals go to the program.
     """
 
-    def __init__(self, popen: subprocess.Popen[bytes], argv: tuple[str, ...], role: str, log: Path) -> None:
+    def __init__(
+        self, popen: subprocess.Popen[bytes], argv: tuple[str, ...], role: str, log: Path, sandboxed: bool
+    ) -> None:
         self.popen = popen
         self.argv = argv
         self.role = role
         self.log = log
         self.pid = popen.pid
+        self._sandboxed = sandboxed
         self._pidfd: int | None = os.pidfd_open(popen.pid)
 
     @property
@@ -137,10 +141,21 @@ class Process:
         """The error to raise for a program that ended when it should not have."""
         return ProgramFailedError(self.argv, self.returncode or 0, self.last_words(), remedy=remedy)
 
+    def program_pid(self) -> int:
+        """The program's own process id: inside a sandbox, bubblewrap's only child (or ``pid``: none yet)."""
+        if self._sandboxed and self._pidfd is not None:
+            with contextlib.suppress(OSError, ValueError):
+                # /proc/PID/task/TID/children: proc(5), kernels with CONFIG_PROC_CHILDREN
+                return int(Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()[0])
+        return self.pid
+
     def send_signal(self, number: signal.Signals) -> None:
-        """Signal the process; nothing happens when it is gone already."""
-        if self._pidfd is not None:
-            with contextlib.suppress(ProcessLookupError):
+        """Signal the program; nothing happens when it is gone already."""
+        program = self.program_pid()
+        with contextlib.suppress(ProcessLookupError):
+            if program != self.pid:
+                os.kill(program, number)  # its number cannot be reused: its parent has not reaped it
+            elif self._pidfd is not None:
                 signal.pidfd_send_signal(self._pidfd, number)
 
     async def wait(self) -> int:
@@ -191,19 +206,19 @@ def start(
     log: Path,
     pass_fds: Sequence[int] = (),
     env: Mapping[str, str] | None = None,
-    preexec: Callable[[], None] | None = None,
+    sandboxed: bool = False,
 ) -> Process:
     """Start a program that stays, its output going to ``log``; descriptors keep their numbers.
 
     The program gets a session of its own, so that a Ctrl-C in the terminal reaches only the command that
-    the user typed. Raises ``ProgramNotFoundError``.
+    the user typed. ``sandboxed``: ``argv`` is a bubblewrap command line. Raises ``ProgramNotFoundError``.
     """
     with log.open("ab") as output:
         try:
             popen = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                pass_fds=pass_fds, env=env, preexec_fn=preexec, start_new_session=True,
+                pass_fds=pass_fds, env=env, start_new_session=True,
             )  # fmt: skip
         except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
             raise ProgramNotFoundError(f"cannot start {argv[0]}: {error.strerror}") from error
-    return Process(popen, tuple(argv), role, log)
+    return Process(popen, tuple(argv), role, log, sandboxed)

@@ -1,4 +1,4 @@
-"""Errors of the controlling package; the tree is drawn in ``duovisor.errors``."""
+"""Errors of the controlling layer; the tree is drawn in ``duovisor.errors``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,54 @@ from duovisor.errors import DuovisorError
 
 
 class ControllingError(DuovisorError):
-    """Root of what controlling can raise."""
+    """Root of what the controlling layer can raise."""
 
     code = "controlling"
+
+
+class NameInUseError(ControllingError):
+    """A VM of that name runs already."""
+
+    code = "name-in-use"
+
+
+class MachineNotFoundError(ControllingError):
+    """No VM of that name runs."""
+
+    code = "vm-not-found"
+
+
+class MemoryTooLargeError(ControllingError):
+    """The guest's memory exceeds what the host has."""
+
+    code = "memory-too-large"
+
+
+class DiskFileError(ControllingError):
+    """A disk's file is missing, unreadable, or not something that can be a disk."""
+
+    code = "disk-file"
+
+
+class DiskLockedError(ControllingError):
+    """A disk's file is in use by another VM."""
+
+    code = "disk-locked"
+
+
+class PartitionError(ControllingError):
+    """A driver partition or network helper ended when it should not have; its last words are shown."""
+
+    code = "partition-failed"
+
+
+class HostLacksError(ControllingError):
+    """This host lacks a program or a permission that the design needs."""
+
+    code = "host-lacks"
+
+
+class BootFileError(ControllingError):
+    """A kernel or initrd cannot be read."""
+
+    code = "boot-file"

@@ -17,6 +17,7 @@ QUEUE_SIZE_MAX = 1024  # VIRTQUEUE_MAX_SIZE in QEMU's include/hw/virtio/virtio.h
 
 _NAME = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$")
 _MAC = re.compile(r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$")
+_PORT = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
 _SERIAL = re.compile(r"^[A-Za-z0-9_.-]{0,20}$")
 
 
@@ -101,6 +102,15 @@ def _read_memory(value: Any) -> Any:
     return size // MIB
 
 
+def _check_port(name: str) -> str:
+    if not _PORT.match(name):
+        raise ValueError(f"{name!r} is not a port name; write for example org.qemu.guest_agent.0")
+    return name
+
+
+PortName = Annotated[str, AfterValidator(_check_port)]
+
+
 class SpecModel(BaseModel):
     """Frozen, and strict about unknown keys."""
 
@@ -175,6 +185,7 @@ class VirtualMachineSpec(SpecModel):
     kernel: KernelSpec | None = None
     disks: tuple[DiskSpec, ...] = Field(default=(), max_length=MAX_DISKS)
     nics: tuple[NicSpec, ...] = Field(default=(), max_length=MAX_NICS)
+    ports: tuple[PortName, ...] = Field(default=(), max_length=8)
 
     @model_validator(mode="before")
     @classmethod

@@ -1,0 +1,93 @@
+"""The options that describe a VM on the command line, and the specification document they add up to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+Command = TypeVar("Command", bound="Callable[..., Any]")
+
+_OPTIONS = (
+    click.option("--image", help="Boot this image (see `duovisor image list`)."),
+    click.option("--name", help="Name of the VM; by default the image's."),
+    click.option(
+        "--design",
+        type=click.Choice(["monolithic", "microkernelized"]),
+        help="Drivers inside the hypervisor layer, or in the controlling layer.  [default: monolithic]",
+    ),
+    click.option("--cpus", type=int, help="Number of vCPUs.  [default: 1]"),
+    click.option("--memory", help="Guest memory: 512M, 2G; a bare number is MiB.  [default: 512M]"),
+    click.option(
+        "--disk",
+        "disks",
+        multiple=True,
+        metavar="PATH[,KEY=VALUE…]",
+        help="A disk; keys: format, cache, read_only, serial, queues, queue_size. Repeatable.",
+    ),
+    click.option("--nic", "nics", multiple=True, type=click.Choice(["user"]), help="A NIC. Repeatable."),
+    click.option(
+        "--forward",
+        "forwards",
+        multiple=True,
+        metavar="HOST:GUEST",
+        help="Lead a host port on loopback to the first NIC, for example 2222:22. Repeatable.",
+    ),
+    click.option("--accelerator", type=click.Choice(["auto", "kvm", "tcg"]), help="[default: auto]"),
+    click.option("--firmware", type=click.Choice(["bios", "uefi", "direct-kernel"]), help="[default: bios]"),
+    click.option("--kernel", type=click.Path(), help="Linux kernel to boot without firmware."),
+    click.option("--initrd", type=click.Path(), help="Its initial RAM disk."),
+    click.option("--append", help="Its command line."),
+)
+
+
+def vm_options(command: Command) -> Command:
+    """Give a command the options that describe a VM."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def build_document(base: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """A specification document: the file's, with what the options say in its place or added to it."""
+    document = dict(base)
+    for key in ("name", "design", "cpus", "memory", "accelerator", "firmware"):
+        if options[key] is not None:
+            document[key] = options[key]
+    if options["memory"] is not None:
+        document.pop("memory_mib", None)
+    kernel = {
+        key: options[option]
+        for key, option in (("path", "kernel"), ("initrd", "initrd"), ("command_line", "append"))
+        if options[option] is not None
+    }
+    if kernel:
+        document["kernel"] = {**document.get("kernel", {}), **kernel}
+        document.setdefault("firmware", "direct-kernel")
+    if options["disks"]:
+        document["disks"] = [*document.get("disks", ()), *map(parse_disk, options["disks"])]
+    if options["nics"] or options["forwards"]:
+        document["nics"] = _add_nics(document.get("nics", ()), options["nics"], options["forwards"])
+    return document
+
+
+def parse_disk(text: str) -> dict[str, Any]:
+    """``PATH[,KEY=VALUE…]`` as a disk's document; a key alone means true. The path becomes absolute."""
+    path, *settings = text.split(",")
+    document: dict[str, Any] = {"path": str(Path(path).absolute()) if path else ""}
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        document[key] = value if value else True
+    return document
+
+
+def _add_nics(given: Any, nics: tuple[str, ...], forwards: tuple[str, ...]) -> list[dict[str, Any]]:
+    documents = [*given, *({"network": nic} for nic in nics)] or [{}]
+    first = dict(documents[0])
+    if forwards:
+        first["forward"] = [*first.get("forward", ()), *forwards]
+    return [first, *documents[1:]]

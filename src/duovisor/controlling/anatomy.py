@@ -1,0 +1,164 @@
+"""The anatomy of a running VM: which process sits in which layer, and what of the host it can reach.
+
+Nothing here is what we intended; everything is read from /proc while the VM runs.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from duovisor.spec.vm import Design
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from duovisor.controlling.description import MachineDescription, ProcessDescription
+
+PROC = Path("/proc")
+FULL_CAPABILITIES = 30  # a process with more than this many is root in all but name
+SECCOMP_FILTER = "2"  # proc(5), Seccomp field
+LAYERS = ("hardware", "hypervisor", "controlling")
+
+
+@dataclass(frozen=True)
+class ProcessAnatomy:
+    """One process: its layer, what it does, and what of the host it holds or could reach."""
+
+    layer: str
+    role: str
+    pid: int
+    command: str
+    host_access: tuple[str, ...]
+    confinement: tuple[str, ...]
+    drivers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A VM's processes, from the controlling layer down, and what runs its processors."""
+
+    name: str
+    design: Design
+    accelerator: str
+    processes: tuple[ProcessAnatomy, ...]
+
+
+def read_anatomy(machine: MachineDescription) -> Anatomy:
+    """Look at every process of a running VM; one that has just ended is left out."""
+    manager = [_read_process("controlling", "manager", machine.owner_pid, (), machine)]
+    rest = [
+        _read_process(
+            "hypervisor" if process.role == "vmm" else "controlling",
+            process.role,
+            process.pid,
+            _drivers_of(process, machine),
+            machine,
+        )
+        for process in machine.processes
+    ]
+    ordered = manager + [p for p in rest if p and p.layer == "controlling"]
+    ordered += [p for p in rest if p and p.layer == "hypervisor"]
+    return Anatomy(
+        name=machine.spec.name,
+        design=machine.spec.design,
+        accelerator=machine.accelerator,
+        processes=tuple(process for process in ordered if process is not None),
+    )
+
+
+def _drivers_of(process: ProcessDescription, machine: MachineDescription) -> tuple[str, ...]:
+    """The device drivers (back ends) inside a process."""
+    if process.role != "vmm":
+        return (process.device,)
+    if machine.spec.design is Design.MICROKERNELIZED:
+        return ()
+    disks = [f"disk{index}" for index in range(len(machine.spec.disks))]
+    return (*disks, *(f"nic{index}" for index in range(len(machine.spec.nics))))
+
+
+def _read_process(
+    layer: str, role: str, pid: int, drivers: tuple[str, ...], machine: MachineDescription
+) -> ProcessAnatomy | None:
+    try:
+        return ProcessAnatomy(
+            layer=layer,
+            role=role,
+            pid=pid,
+            command=(PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip(),
+            host_access=tuple(_host_access(pid, machine)),
+            confinement=tuple(_confinement(pid)),
+            drivers=drivers,
+        )
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def _host_access(pid: int, machine: MachineDescription) -> Iterator[str]:
+    yield from sorted(set(_held(pid, machine)))
+    for namespace, meaning in (
+        ("mnt", "host file system"),
+        ("net", "host network"),
+        ("pid", "host processes"),
+    ):
+        if _namespace(pid, namespace) == _namespace("self", namespace):
+            yield meaning
+
+
+def _held(pid: int, machine: MachineDescription) -> Iterator[str]:
+    """What the process's descriptors and mappings stand for."""
+    images = {_identity(Path(disk.path)): disk for disk in machine.spec.disks}
+    for link in (PROC / str(pid) / "fd").iterdir():
+        try:
+            target, status = os.readlink(link), link.stat()
+        except FileNotFoundError:
+            continue
+        disk = images.get((status.st_dev, status.st_ino))
+        if disk is not None:
+            yield f"image {disk.path} ({'read-only' if disk.read_only else 'read-write'})"
+        elif target.startswith("/dev/") and target != "/dev/null" and not target.startswith("/dev/pts"):
+            yield f"device {target}"
+        elif stat.S_ISBLK(status.st_mode):
+            yield f"block device {target}"
+    if machine.memory_file and _maps(pid, machine.memory_file):
+        yield "guest memory"
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _maps(pid: int, memory_file: str) -> bool:
+    wanted = Path(memory_file).stat().st_ino
+    for line in (PROC / str(pid) / "maps").read_text().splitlines():
+        fields = line.split(maxsplit=5)
+        if len(fields) > 4 and int(fields[4]) == wanted:
+            return True
+    return False
+
+
+def _namespace(pid: int | str, name: str) -> str:
+    return os.readlink(PROC / str(pid) / "ns" / name)
+
+
+def _confinement(pid: int) -> Iterator[str]:
+    fields = dict(
+        line.split(":\t", 1)
+        for line in (PROC / str(pid) / "status").read_text().splitlines()
+        if ":\t" in line
+    )
+    yield f"uid {fields['Uid'].split()[0]}"
+    capabilities = int(fields["CapEff"], 16).bit_count()
+    yield (
+        "no capabilities"
+        if not capabilities
+        else ("all capabilities" if capabilities > FULL_CAPABILITIES else f"{capabilities} capabilities")
+    )
+    if fields.get("Seccomp") == SECCOMP_FILTER:
+        yield "seccomp"
+    if fields.get("NoNewPrivs") == "1":
+        yield "no new privileges"

@@ -1,0 +1,61 @@
+"""The guest's serial console: read from the first byte on, kept, and shown to whoever is attached."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+SCROLLBACK_BYTES = 256 << 10
+READ_BYTES = 16 << 10
+
+
+class Console:
+    """A connection to the serial console of one VM; ``attach`` may be called by several viewers."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, log: Path) -> None:
+        self.scrollback = bytearray()
+        self._reader = reader
+        self._writer = writer
+        self._log = log
+        self._viewers: list[Callable[[bytes], None]] = []
+        self._pump = asyncio.create_task(self._run())
+
+    @classmethod
+    async def connect(cls, path: Path, log: Path) -> Console:
+        """Connect to the console's socket; what the guest prints is appended to ``log``."""
+        return cls(*await asyncio.open_unix_connection(path), log)
+
+    async def _run(self) -> None:
+        # read without pause: a full socket would hold up the guest's own writes
+        with self._log.open("ab", buffering=0) as log:
+            while data := await self._reader.read(READ_BYTES):
+                log.write(data)
+                self.scrollback += data
+                del self.scrollback[:-SCROLLBACK_BYTES]
+                for show in tuple(self._viewers):
+                    show(data)
+
+    def attach(self, show: Callable[[bytes], None]) -> Callable[[], None]:
+        """Call ``show`` with the scroll-back and all that follows; returns the function that detaches."""
+        if self.scrollback:
+            show(bytes(self.scrollback))
+        self._viewers.append(show)
+        return lambda: self._viewers.remove(show)
+
+    def write(self, data: bytes) -> None:
+        """Type into the console."""
+        self._writer.write(data)
+
+    async def close(self) -> None:
+        """Close the connection; what the guest prints from now on is lost."""
+        self._pump.cancel()
+        with contextlib.suppress(asyncio.CancelledError, ConnectionError):
+            await self._pump
+        self._writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self._writer.wait_closed()

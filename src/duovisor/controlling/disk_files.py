@@ -1,0 +1,91 @@
+"""Opens and checks the file or block device behind a disk, before any process is started for it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from duovisor.controlling.disk_lock import lock_disk
+from duovisor.controlling.errors import DiskFileError
+from duovisor.spec.vm import CacheMode, DiskFormat
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from duovisor.spec.vm import DiskSpec
+
+SECTOR_BYTES = 512
+
+
+class OpenDisk(NamedTuple):
+    """A checked and locked disk: its descriptor, size in bytes and kind."""
+
+    descriptor: int
+    size_bytes: int
+    is_block_device: bool
+
+
+@contextmanager
+def open_disk(disk: DiskSpec) -> Iterator[OpenDisk]:
+    """Open, check and lock a disk's file; closed, and so unlocked, on leaving.
+
+    Raises ``DiskFileError`` (missing, no permission, a directory, a size that is no multiple of 512 bytes)
+    or ``DiskLockedError``.
+    """
+    path = Path(disk.path)
+    flags = (os.O_RDONLY if disk.read_only else os.O_RDWR) | os.O_CLOEXEC
+    if disk.cache is CacheMode.NONE:
+        flags |= os.O_DIRECT
+    _check_kind(path)
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        raise _explain_open(disk, error) from error
+    try:
+        size_bytes = os.lseek(descriptor, 0, os.SEEK_END)
+        _check_size(disk, size_bytes)
+        lock_disk(descriptor, disk.path, read_only=disk.read_only)
+        yield OpenDisk(descriptor, size_bytes, stat.S_ISBLK(os.fstat(descriptor).st_mode))
+    finally:
+        os.close(descriptor)
+
+
+def _check_kind(path: Path) -> None:
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise DiskFileError(
+            f"disk image {path} does not exist",
+            remedy=f"qemu-img create -f raw {path} 10G makes an empty one",
+        ) from error
+    except OSError as error:
+        raise DiskFileError(f"cannot look at disk image {path}: {error.strerror}") from error
+    if stat.S_ISDIR(mode):
+        raise DiskFileError(f"disk image {path} is a directory", remedy="name a file in it")
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        raise DiskFileError(f"disk image {path} is neither a file nor a block device")
+
+
+def _explain_open(disk: DiskSpec, error: OSError) -> DiskFileError:
+    wanted = "reading" if disk.read_only else "writing"
+    remedy = ""
+    if isinstance(error, PermissionError) or error.strerror == "Read-only file system":
+        remedy = "" if disk.read_only else "make it read_only, or grant this user write access"
+    elif disk.cache is CacheMode.NONE and error.strerror == "Invalid argument":
+        remedy = "its file system has no O_DIRECT; use cache: writeback"
+    return DiskFileError(f"cannot open disk image {disk.path} for {wanted}: {error.strerror}", remedy=remedy)
+
+
+def _check_size(disk: DiskSpec, size_bytes: int) -> None:
+    if disk.format is not DiskFormat.RAW:
+        return  # the guest's size is inside the format
+    if size_bytes == 0:
+        raise DiskFileError(f"disk image {disk.path} is empty", remedy=f"truncate -s 10G {disk.path}")
+    if size_bytes % SECTOR_BYTES:
+        raise DiskFileError(
+            f"disk image {disk.path} has {size_bytes} bytes, which is no multiple of {SECTOR_BYTES}",
+            remedy=f"truncate -s %{SECTOR_BYTES} {disk.path} rounds it up; is it really a raw image?",
+        )

@@ -1,0 +1,35 @@
+"""How a VM boots from an image: the part of a specification that the image decides."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from duovisor.controlling.images.probe import PORT_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from duovisor.controlling.images.image import Image
+
+
+def add_image(document: Mapping[str, Any], image: Image) -> dict[str, Any]:
+    """Complete a specification document with an image: kernel, the image's disks after the user's, its port.
+
+    What the document says itself (such as a kernel command line) goes before what the image says.
+    """
+    kernel = {
+        "path": str(image.kernel_path),
+        "initrd": str(image.initrd_path),
+        "command_line": image.command_line,
+    }
+    disks = [
+        {"path": str(path), "read_only": disk.read_only, "serial": disk.serial}
+        for disk, path in zip(image.disks, image.disk_paths, strict=True)
+    ]
+    return {
+        "firmware": "direct-kernel",
+        **document,
+        "kernel": {**kernel, **document.get("kernel", {})},
+        "disks": [*document.get("disks", ()), *disks],
+        "ports": [PORT_NAME, *document.get("ports", ())],
+    }

@@ -1,0 +1,58 @@
+"""User networking in the microkernelized design: passt, a process of the controlling layer for each card.
+
+passt turns the guest's frames into the host's ordinary sockets without any privilege; it isolates itself
+(namespaces, seccomp, uid nobody). The guest sees the same addresses as with QEMU's built-in user networking:
+10.0.2.15, gateway 10.0.2.2, which also leads to the host's loopback.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+from duovisor import process
+from duovisor.controlling.errors import HostLacksError, PartitionError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from duovisor.spec.vm import NicSpec
+
+GUEST, NETMASK, GATEWAY = "10.0.2.15", "24", "10.0.2.2"
+GATEWAY_MAC = "52:55:0a:00:02:02"  # what QEMU's built-in user networking answers with
+
+
+def build_passt_argv(passt: Path, nic: NicSpec, channel: int) -> tuple[str, ...]:
+    """passt's command line on an inherited, connected socket; pure."""
+    argv = [str(passt), "--foreground", "--quiet", "--stderr", "--ipv4-only", "--fd", str(channel)]
+    argv += ["--address", GUEST, "--netmask", NETMASK, "--gateway", GATEWAY, "--mac-addr", GATEWAY_MAC]
+    argv += ["--mtu", "1500"]
+    for protocol in ("tcp", "udp"):
+        for forward in nic.forward:
+            if forward.protocol == protocol:
+                target = f"{forward.host_address}/{forward.host_port}:{forward.guest_port}"
+                argv += [f"--{protocol}-ports", target]
+    return tuple(argv)
+
+
+def start_network_helper(passt: Path | None, run_dir: Path, name: str, nic: NicSpec) -> process.Process:
+    """Start passt for the card whose socket ``name`` listens already.
+
+    Raises ``HostLacksError`` without passt, ``PartitionError`` when nobody listens.
+    """
+    if passt is None:
+        raise HostLacksError(
+            "user networking in the microkernelized design needs passt, which is not on this host",
+            remedy="apt-get install passt, or use the monolithic design",
+        )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
+        try:
+            channel.connect(str(run_dir / f"{name}.sock"))
+        except OSError as error:
+            raise PartitionError(f"channel {name} refuses: {error}") from error
+        return process.start(
+            build_passt_argv(passt, nic, channel.fileno()),
+            role="network helper",
+            log=run_dir / f"{name}.log",
+            pass_fds=(channel.fileno(),),
+        )

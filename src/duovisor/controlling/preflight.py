@@ -1,0 +1,85 @@
+"""What can be checked before anything is made on the host: a start that must fail fails here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from duovisor.controlling.errors import BootFileError, HostLacksError, MemoryTooLargeError
+from duovisor.sandbox import SandboxTools
+from duovisor.spec.vm import Design, Firmware
+
+if TYPE_CHECKING:
+    from duovisor.hardware.capabilities import HostCapabilities
+    from duovisor.spec.vm import VirtualMachineSpec
+
+# Debian and Ubuntu: the 4 MiB build first, as newer releases have only that one
+OVMF = Path("/usr/share/OVMF")
+OVMF_PAIRS = (("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"), ("OVMF_CODE.fd", "OVMF_VARS.fd"))
+
+
+def check_memory(spec: VirtualMachineSpec, host_memory_mib: int) -> None:
+    """Raises ``MemoryTooLargeError`` when the guest would have more memory (MiB) than the host."""
+    if spec.memory_mib > host_memory_mib:
+        raise MemoryTooLargeError(
+            f"{spec.name} asks for {spec.memory_mib} MiB of memory; this host has {host_memory_mib} MiB",
+            remedy=f"memory_mib must be below {host_memory_mib}",
+        )
+
+
+def check_boot_files(spec: VirtualMachineSpec) -> None:
+    """Raises ``BootFileError`` for a kernel or initrd that cannot be read."""
+    if spec.kernel is None:
+        return
+    for what, path in (("kernel", spec.kernel.path), ("initrd", spec.kernel.initrd)):
+        if path is not None and not (os.path.isfile(path) and os.access(path, os.R_OK)):
+            raise BootFileError(f"{what} {path} is no readable file", remedy=f"correct kernel.{_field(what)}")
+
+
+def _field(what: str) -> str:
+    return "path" if what == "kernel" else what
+
+
+def find_ovmf() -> tuple[Path, Path] | tuple[None, None]:
+    """The UEFI firmware of this host: code and the template of its variables."""
+    for code, variables in OVMF_PAIRS:
+        if (OVMF / code).is_file() and (OVMF / variables).is_file():
+            return OVMF / code, OVMF / variables
+    return None, None
+
+
+def copy_uefi_variables(
+    spec: VirtualMachineSpec, template: Path | None, target: Path, owner: int | None
+) -> Path | None:
+    """Give the VM a copy of the variables to write to, owned by ``owner``."""
+    if spec.firmware is not Firmware.UEFI or template is None:
+        return None
+    shutil.copyfile(template, target)
+    target.chmod(0o600)
+    if owner is not None:
+        os.chown(target, owner, owner)
+    return target
+
+
+def find_sandbox_tools(design: Design, capabilities: HostCapabilities) -> SandboxTools:
+    """The programs that make sandboxes. Raises ``HostLacksError`` when this design lacks one."""
+    tools = capabilities.tools
+    if tools.setpriv is None:
+        raise HostLacksError("setpriv is not on this host", remedy="apt-get install util-linux")
+    if design is Design.MICROKERNELIZED:
+        if not capabilities.sandbox.works:
+            raise HostLacksError(
+                f"the microkernelized design needs sandboxes: {capabilities.sandbox.reason}",
+                remedy=f"{capabilities.sandbox.remedy}; or use the monolithic design",
+            )
+    return SandboxTools(tools.bwrap or Path("bwrap"), tools.setpriv, capabilities.is_root)
+
+
+def find_kvm_gids(capabilities: HostCapabilities) -> tuple[int, ...]:
+    """The group that an unprivileged VMM must be in to open /dev/kvm: none when anybody may."""
+    device = capabilities.dev_kvm
+    if device is None or device.mode & 0o006 == 0o006 or device.mode & 0o060 != 0o060:
+        return ()
+    return (device.gid,)

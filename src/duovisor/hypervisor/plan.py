@@ -1,0 +1,62 @@
+"""A launch plan: everything about a VMM process that is decided before anything is started.
+
+A plan is data. It is built by a pure function (``hypervisor/build.py``), compared with golden files, shown
+to the user, and carried out by ``hypervisor/vmm.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from duovisor.sandbox import Sandbox
+    from duovisor.spec.vm import Accelerator, Design
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """How one VMM process is started.
+
+    ``argv`` holds ``@NAME@`` wherever the number of an inherited descriptor belongs; ``sockets`` names them:
+    each is a Unix stream socket, bound and listening as ``NAME.sock`` in the VM's run folder before the VMM
+    starts, so that whoever connects needs no retry. ``die_with_owner``: the VMM ends with the process that
+    started it. ``channels`` are those of them on which a driver serves.
+    """
+
+    name: str
+    design: Design
+    accelerator: Accelerator
+    argv: tuple[str, ...]
+    sockets: tuple[str, ...]
+    channels: tuple[str, ...]
+    memory_file: Path
+    memory_mib: int
+    sandbox: Sandbox | None
+    die_with_owner: bool
+
+    def resolve_argv(self, descriptors: Mapping[str, int]) -> tuple[str, ...]:
+        """The command line with every ``@NAME@`` replaced by the descriptor's number."""
+        resolved = []
+        for argument in self.argv:
+            for name, number in descriptors.items():
+                argument = argument.replace(f"@{name}@", str(number))
+            resolved.append(argument)
+        return tuple(resolved)
+
+
+@dataclass(frozen=True)
+class VmmPaths:
+    """Files on the host that the VMM uses, decided by the controlling layer.
+
+    ``block_devices`` holds those disk paths of the specification that are block devices, not files.
+    """
+
+    qemu: Path
+    memory_file: Path
+    uefi_code: Path | None = None
+    uefi_vars: Path | None = None
+    block_devices: frozenset[str] = frozenset()

@@ -1,0 +1,44 @@
+"""Machine type, processors and memory."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from duovisor.spec.vm import Accelerator
+
+if TYPE_CHECKING:
+    from duovisor.hardware.qemu import QemuAbilities
+    from duovisor.spec.vm import VirtualMachineSpec
+
+
+def build_machine(spec: VirtualMachineSpec, qemu: QemuAbilities, accelerator: Accelerator) -> list[str]:
+    """The machine: a versioned q35, so that another QEMU builds the same hardware, and no default device."""
+    return [
+        "-name", f"guest={spec.name},debug-threads=on",
+        "-nodefaults", "-no-user-config", "-display", "none", "-vga", "none",
+        "-machine", f"{qemu.q35_machine},memory-backend=ram,usb=off,vmport=off,dump-guest-core=off",
+        *build_accelerator(accelerator),
+        "-smp", f"{spec.cpus},sockets=1,cores={spec.cpus},threads=1",
+        "-rtc", "base=utc",
+    ]  # fmt: skip
+
+
+def build_accelerator(accelerator: Accelerator) -> list[str]:
+    """What runs the guest's instructions, and the richest processor that it can offer."""
+    if accelerator is Accelerator.KVM:
+        return ["-accel", "kvm", "-cpu", "host"]
+    # la57 off: five-level page tables would cost every emulated page walk a level more
+    return ["-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]
+
+
+def build_memory(memory_mib: int, memory_file: str) -> list[str]:
+    """Guest memory: file-backed and shared in both designs, so that a driver or a successor can map it."""
+    backend = {
+        "qom-type": "memory-backend-file",
+        "id": "ram",
+        "size": memory_mib << 20,
+        "mem-path": memory_file,
+        "share": True,
+    }
+    return ["-m", f"{memory_mib}M", "-object", json.dumps(backend)]

@@ -1,0 +1,105 @@
+"""QMP, the VMM's control protocol: one typed method for each command that duovisor uses.
+
+Stands on the ``qemu.qmp`` library of the QEMU project. Every command has a deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from qemu.qmp import ConnectError, EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError
+
+from duovisor.hypervisor.errors import QmpError, QmpTimeoutError, VmmGoneError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from qemu.qmp import Message
+
+COMMAND_TIMEOUT_S = 10.0
+
+# the library logs each refused command and lost connection as an error; ours are raised, and shown once
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+
+
+class Qmp:
+    """A connection to one VMM."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._client = QMPClient(name)
+        self._listener = EventListener()
+        self._client.register_listener(self._listener)
+
+    async def connect(self, path: Path, *, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
+        """Connect and negotiate. Raises ``VmmGoneError`` or ``QmpTimeoutError``."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._client.connect(str(path))
+        except TimeoutError as error:
+            raise QmpTimeoutError(f"{self.name} did not greet on QMP within {timeout_s:g} s") from error
+        except (ConnectError, QMPError, OSError) as error:
+            raise VmmGoneError(f"{self.name}: no VMM answers on QMP") from error
+
+    async def disconnect(self) -> None:
+        """Close the connection; the VMM stays."""
+        try:
+            await self._client.disconnect()
+        except (QMPError, EOFError, OSError):
+            return  # it was closed from the other side: the same outcome
+
+    async def next_event(self) -> tuple[str, dict[str, Any]]:
+        """Wait for the next event; name and data."""
+        return _read_event(await self._listener.get())
+
+    def pending_events(self) -> list[tuple[str, dict[str, Any]]]:
+        """Take the events that arrived and were not waited for."""
+        return [_read_event(message) for message in self._listener.clear()]
+
+    async def execute(self, command: str, **arguments: Any) -> Any:
+        """Run a command and return what it returns.
+
+        Raises ``QmpError`` (refused), ``QmpTimeoutError`` (outcome unknown) or ``VmmGoneError``.
+        """
+        try:
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                return await self._client.execute(command, arguments or None)
+        except ExecuteError as error:
+            raise QmpError(f"{self.name}: {command}: {error}") from error
+        except TimeoutError as error:
+            raise QmpTimeoutError(
+                f"{self.name}: {command} did not answer within {COMMAND_TIMEOUT_S:g} s; outcome unknown"
+            ) from error
+        except (ExecInterruptedError, QMPError, EOFError, OSError) as error:
+            raise VmmGoneError(f"{self.name}: the VMM ended while {command} was under way") from error
+
+    async def cont(self) -> None:
+        """Let the processors run."""
+        await self.execute("cont")
+
+    async def stop(self) -> None:
+        """Stop the processors; devices finish what is in flight."""
+        await self.execute("stop")
+
+    async def system_reset(self) -> None:
+        """Press the reset button."""
+        await self.execute("system_reset")
+
+    async def system_powerdown(self) -> None:
+        """Press the ACPI power button; what follows is the guest's choice."""
+        await self.execute("system_powerdown")
+
+    async def quit(self) -> None:
+        """End the VMM at once."""
+        await self.execute("quit")
+
+    async def query_status(self) -> str:
+        """The run state, as QEMU names it (``running``, ``paused``, ``prelaunch``, …)."""
+        return str((await self.execute("query-status"))["status"])
+
+
+def _read_event(message: Message) -> tuple[str, dict[str, Any]]:
+    data = message.get("data")
+    return str(message["event"]), data if isinstance(data, dict) else {}

@@ -1,0 +1,200 @@
+"""One running VMM process: carries out a launch plan and follows the machine's life.
+
+The order of a start matters: ``prepare`` binds the sockets, so that drivers may connect; ``launch`` starts
+the process, which waits for its drivers; ``run`` greets it over QMP and lets the processors go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from typing import TYPE_CHECKING, Any
+
+from duovisor import process
+from duovisor.hypervisor.errors import HypervisorError, VmmGoneError, VmmStartError
+from duovisor.hypervisor.lifecycle import ENDED, Lifecycle, State
+from duovisor.hypervisor.memory import create_memory_file
+from duovisor.hypervisor.qemu.console import QMP_SOCKET
+from duovisor.hypervisor.qmp import Qmp
+from duovisor.sandbox import build_sandbox_argv
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from duovisor.hypervisor.plan import LaunchPlan
+    from duovisor.sandbox import SandboxTools
+
+START_TIMEOUT_S = 30.0
+LIVE = frozenset({State.RUNNING, State.PAUSED})
+
+
+class Vmm:
+    """A VMM process and the life cycle of its machine."""
+
+    def __init__(self, plan: LaunchPlan, run_dir: Path, tools: SandboxTools) -> None:
+        self.plan = plan
+        self.run_dir = run_dir
+        self.lifecycle = Lifecycle(plan.name)
+        self.process: process.Process | None = None
+        self._tools = tools
+        self._qmp = Qmp(plan.name)
+        self._listeners: dict[str, socket.socket] = {}
+        self._follower: asyncio.Task[None] | None = None
+        self._killed = False
+
+    @property
+    def state(self) -> State:
+        return self.lifecycle.state
+
+    def socket_path(self, name: str) -> Path:
+        """Where the plan's socket ``name`` is bound."""
+        return self.run_dir / f"{name}.sock"
+
+    def prepare(self) -> None:
+        """Make the memory file and bind the sockets. Raises ``HypervisorError``; ``clean_up`` undoes it."""
+        sandbox = self.plan.sandbox
+        owner = sandbox.uid if sandbox is not None and self._tools.as_root else None
+        create_memory_file(self.plan.memory_file, self.plan.memory_mib, owner)
+        for name in self.plan.sockets:
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._listeners[name] = listener
+            try:
+                listener.bind(str(self.socket_path(name)))
+            except OSError as error:
+                raise HypervisorError(
+                    f"cannot bind {self.socket_path(name)}: {error}",
+                    remedy="choose a shorter DUOVISOR_RUNTIME_DIR" if "too long" in str(error) else "",
+                ) from error
+            listener.listen(4)
+
+    def launch(self) -> None:
+        """Start the process. Raises ``ProgramNotFoundError``."""
+        self.lifecycle.enter(State.STARTING)
+        descriptors = {name: listener.fileno() for name, listener in self._listeners.items()}
+        self.process = process.start(
+            self._full_argv(descriptors),
+            role="vmm",
+            log=self.run_dir / "vmm.log",
+            pass_fds=tuple(descriptors.values()),
+            sandboxed=self.plan.sandbox is not None,
+        )
+        self._close_listeners()
+
+    def _full_argv(self, descriptors: dict[str, int]) -> tuple[str, ...]:
+        argv = self.plan.resolve_argv(descriptors)
+        if self.plan.sandbox is not None:
+            return build_sandbox_argv(self.plan.sandbox, self._tools, argv)
+        if self.plan.die_with_owner:
+            return (str(self._tools.setpriv), "--pdeathsig", "KILL", "--", *argv)
+        return argv
+
+    async def run(self) -> None:
+        """Greet the VMM and start the processors. Raises ``VmmStartError`` with its last words."""
+        assert self.process is not None
+        started = self.process
+        greeting = asyncio.create_task(
+            self._qmp.connect(self.socket_path(QMP_SOCKET), timeout_s=START_TIMEOUT_S)
+        )
+        ended = asyncio.create_task(started.wait())
+        try:
+            await asyncio.wait({greeting, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                self.lifecycle.enter(State.CRASHED)
+                raise VmmStartError(f"{self.plan.name}: {started.failure().message}")
+            await greeting
+        finally:
+            for task in (greeting, ended):
+                task.cancel()
+            await asyncio.gather(greeting, ended, return_exceptions=True)
+        self._follower = asyncio.create_task(self._follow())
+        await self._qmp.cont()
+        if await self.lifecycle.wait_for(LIVE, timeout_s=START_TIMEOUT_S) in ENDED:
+            raise VmmStartError(f"{self.plan.name}: {started.failure().message}")
+
+    async def _follow(self) -> None:
+        """Drive the life cycle by what QMP and the kernel report, until the process has ended."""
+        assert self.process is not None
+        ended = asyncio.create_task(self.process.wait())
+        try:
+            while not ended.done():
+                event = asyncio.create_task(self._qmp.next_event())
+                await asyncio.wait({event, ended}, return_when=asyncio.FIRST_COMPLETED)
+                if event.done():
+                    self._on_event(*event.result())
+                else:
+                    event.cancel()
+            await asyncio.sleep(0)  # the last events may lie in the socket still: let the library read them
+            for name, data in self._qmp.pending_events():
+                self._on_event(name, data)
+            clean = ended.result() == 0 or self._killed
+            self.lifecycle.enter(State.STOPPED if clean else State.CRASHED)
+        finally:
+            ended.cancel()
+
+    def _on_event(self, name: str, data: dict[str, Any]) -> None:
+        if self.state in ENDED or self.state is State.STOPPING:
+            return
+        match name:
+            case "RESUME":
+                self.lifecycle.enter(State.RUNNING)
+            case "STOP":
+                self.lifecycle.enter(State.PAUSED)
+            case "SHUTDOWN":
+                self.lifecycle.enter(State.STOPPING)
+
+    async def pause(self) -> None:
+        """Stop the processors. Raises ``WrongStateError``."""
+        self.lifecycle.require({State.RUNNING}, "pause")
+        await self._qmp.stop()
+        await self.lifecycle.wait_for({State.PAUSED}, timeout_s=START_TIMEOUT_S)
+
+    async def resume(self) -> None:
+        """Let the processors go on. Raises ``WrongStateError``."""
+        self.lifecycle.require({State.PAUSED}, "resume")
+        await self._qmp.cont()
+        await self.lifecycle.wait_for({State.RUNNING}, timeout_s=START_TIMEOUT_S)
+
+    async def reset(self) -> None:
+        """Press the reset button. Raises ``WrongStateError``."""
+        self.lifecycle.require(LIVE, "reset")
+        await self._qmp.system_reset()
+
+    async def press_power_button(self) -> None:
+        """Ask the guest to shut down, as the ACPI power button does. Raises ``WrongStateError``."""
+        self.lifecycle.require({State.RUNNING}, "shut down")
+        await self._qmp.system_powerdown()
+
+    async def wait_ended(self, *, timeout_s: float | None = None) -> State:
+        """Wait until the machine has stopped or crashed. Raises ``TimeoutError``."""
+        return await self.lifecycle.wait_for(ENDED, timeout_s=timeout_s)
+
+    async def kill(self) -> None:
+        """End the process at once; what the guest had not written is lost, as by a pulled plug."""
+        if self.process is None or self.state in ENDED:
+            return
+        self._killed = True
+        if self.state in LIVE:
+            self.lifecycle.enter(State.STOPPING)
+        await self.process.kill()
+        if self._follower is not None:
+            await self.wait_ended()
+        else:
+            self.lifecycle.enter(State.STOPPED)
+
+    async def clean_up(self) -> None:
+        """Kill what still runs and remove every file that ``prepare`` made."""
+        await self.kill()
+        if self._follower is not None:
+            with contextlib.suppress(VmmGoneError, asyncio.CancelledError):
+                await self._follower
+        await self._qmp.disconnect()
+        self._close_listeners()
+        for name in self.plan.sockets:
+            self.socket_path(name).unlink(missing_ok=True)
+        self.plan.memory_file.unlink(missing_ok=True)
+
+    def _close_listeners(self) -> None:
+        for listener in self._listeners.values():
+            listener.close()
+        self._listeners.clear()
