@@ -156,6 +156,34 @@ def test_the_guest_needs_nothing_of_duovisor() -> None:
     assert json.loads(said) == {"refused": "ENOTTY: Inappropriate ioctl for device"}
 
 
+class Machine:
+    """A guest whose loop takes a fixed time more, and far more the first time."""
+
+    def __init__(self, ns_per_iteration: float, fixed_ns: int, first_ns: int = 0) -> None:
+        self.ns_per_iteration = ns_per_iteration
+        self.fixed_ns = fixed_ns
+        self.first_ns = first_ns
+
+    def run_loop(self, iterations: int) -> int:
+        first_ns, self.first_ns = self.first_ns, 0
+        return first_ns + self.fixed_ns + round(iterations * self.ns_per_iteration)
+
+
+@pytest.mark.parametrize("ns_per_iteration", [0.25, 3.3, 20.0, 660.0])
+@pytest.mark.parametrize(("fixed_ns", "first_ns"), [(2_000, 50_000), (138_000, 6_000_000), (2_000_000, 0)])
+def test_entering_and_leaving_is_not_taken_for_the_loop(
+    ns_per_iteration: float, fixed_ns: int, first_ns: int
+) -> None:
+    machine = Machine(ns_per_iteration, fixed_ns, first_ns)
+    assert kvm_guest.measure(machine.run_loop) == pytest.approx(ns_per_iteration, rel=0.01)
+
+
+def test_a_busy_host_does_not_make_an_interpreter() -> None:
+    machine = Machine(0.3, 2_000)
+    busy = iter([0, 0, 0, 5_000_000] * 1000)
+    assert kvm_guest.measure(lambda n: machine.run_loop(n) + next(busy)) == pytest.approx(0.3, rel=0.01)
+
+
 def test_the_guest_begins_in_64_bit_mode() -> None:
     sregs = kvm_guest.build_sregs(bytes(312))
     assert len(sregs) == 312
