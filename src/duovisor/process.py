@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from duovisor.errors import DuovisorError
+from duovisor.guard import Guard
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -114,7 +115,13 @@ class Process:
     """
 
     def __init__(
-        self, popen: subprocess.Popen[bytes], argv: tuple[str, ...], role: str, log: Path, sandboxed: bool
+        self,
+        popen: subprocess.Popen[bytes],
+        argv: tuple[str, ...],
+        role: str,
+        log: Path,
+        sandboxed: bool,
+        guard: Guard | None,
     ) -> None:
         self.popen = popen
         self.argv = argv
@@ -122,6 +129,7 @@ class Process:
         self.log = log
         self.pid = popen.pid
         self._sandboxed = sandboxed
+        self._guard = guard
         self._pidfd: int | None = os.pidfd_open(popen.pid)
 
     @property
@@ -193,6 +201,9 @@ class Process:
 
     def _reap(self) -> int:
         returncode = self.popen.wait()
+        if self._guard is not None:
+            self._guard.dismiss()
+            self._guard = None
         if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None
@@ -207,11 +218,13 @@ def start(
     pass_fds: Sequence[int] = (),
     env: Mapping[str, str] | None = None,
     sandboxed: bool = False,
+    die_with_owner: bool = False,
 ) -> Process:
     """Start a program that stays, its output going to ``log``; descriptors keep their numbers.
 
     The program gets a session of its own, so that a Ctrl-C in the terminal reaches only the command that
-    the user typed. ``sandboxed``: ``argv`` is a bubblewrap command line. Raises ``ProgramNotFoundError``.
+    the user typed. ``sandboxed``: ``argv`` is a bubblewrap command line;
+    ``die_with_owner``: it is killed when this process ends. Raises ``ProgramNotFoundError``.
     """
     with log.open("ab") as output:
         try:
@@ -221,4 +234,4 @@ def start(
             )  # fmt: skip
         except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
             raise ProgramNotFoundError(f"cannot start {argv[0]}: {error.strerror}") from error
-    return Process(popen, tuple(argv), role, log, sandboxed)
+    return Process(popen, tuple(argv), role, log, sandboxed, Guard(popen.pid) if die_with_owner else None)

@@ -40,7 +40,6 @@ class Sandbox:
     devices: tuple[str, ...] = ()
     links: tuple[tuple[str, str], ...] = ()
     environment: tuple[tuple[str, str], ...] = field(default=())
-    die_with_owner: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,6 @@ def build_sandbox_argv(sandbox: Sandbox, tools: SandboxTools, argv: Sequence[str
     """The command line that runs ``argv`` inside ``sandbox``; pure."""
     command = [str(tools.bwrap), "--as-pid-1", "--unshare-pid", "--unshare-net", "--unshare-ipc"]
     command += ["--unshare-uts", "--hostname", "sandbox", "--unshare-cgroup-try", "--clearenv"]
-    if sandbox.die_with_owner:
-        command.append("--die-with-parent")
     if tools.as_root:
         command += ["--cap-drop", "ALL"]
         for capability in ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP"):

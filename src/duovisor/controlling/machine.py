@@ -20,6 +20,7 @@ from duovisor.controlling.partition import PartitionEnvironment, start_storage_p
 from duovisor.controlling.preflight import (
     check_boot_files,
     check_memory,
+    choose_accelerator,
     copy_uefi_variables,
     find_kvm_gids,
     find_ovmf,
@@ -27,8 +28,7 @@ from duovisor.controlling.preflight import (
 )
 from duovisor.controlling.python_runtime import find_python_files
 from duovisor.controlling.run_folder import open_run_folder
-from duovisor.hardware.accelerator import decide_accelerator
-from duovisor.hypervisor.build import Privileges, build_launch_plan
+from duovisor.hypervisor.build import build_launch_plan
 from duovisor.hypervisor.plan import VmmPaths
 from duovisor.hypervisor.qemu.console import CONSOLE_SOCKET, port_socket
 from duovisor.hypervisor.qemu.disks import disk_socket
@@ -107,7 +107,7 @@ async def start_machine(
     Raises ``DuovisorError``: every check that can be made is made before the first process starts.
     """
     qemu_path, qemu = capabilities.require_qemu()
-    decision = decide_accelerator(spec.accelerator, capabilities.kvm)
+    decision = choose_accelerator(spec, capabilities)
     check_memory(spec, capabilities.memory_total_mib)
     check_boot_files(spec)
     tools = find_sandbox_tools(spec.design, capabilities)
@@ -118,25 +118,25 @@ async def start_machine(
             if spec.design is Design.MICROKERNELIZED:
                 stack.push(disk_stack.pop_all())  # else QEMU opens and locks them itself
         run_dir = stack.enter_context(open_run_folder(directories.vms, spec.name))
-        memory = stack.enter_context(open_memory_folder(directories.runtime))
+        memory_file = stack.enter_context(open_memory_folder(directories.runtime)) / spec.name
+        memory_file.unlink(missing_ok=True)  # left by a killed owner: the name is ours now
         uefi_code, uefi_template = find_ovmf()
         owner = uid_of(spec.name) if tools.as_root and spec.design is Design.MICROKERNELIZED else None
         paths = VmmPaths(
             qemu=qemu_path,
-            memory_file=memory / spec.name,
+            memory_file=memory_file,
             uefi_code=uefi_code,
             uefi_vars=copy_uefi_variables(spec, uefi_template, run_dir / "uefi-vars.fd", owner),
             block_devices=frozenset(block_devices),
         )
-        privileges = Privileges(find_kvm_gids(capabilities), die_with_owner)
-        plan = build_launch_plan(spec, qemu, decision.accelerator, paths, privileges)
+        plan = build_launch_plan(spec, qemu, decision.accelerator, paths, find_kvm_gids(capabilities))
         machine = Machine(spec, decision, Vmm(plan, run_dir, tools), run_dir)
         stack.push_async_callback(_stop_partitions, machine)
         stack.push_async_callback(machine.vmm.clean_up)
         machine.vmm.prepare()
         if spec.design is Design.MICROKERNELIZED:
             _start_partitions(machine, disks, capabilities, tools, directories.cache)
-        machine.vmm.launch()
+        machine.vmm.launch(die_with_owner=die_with_owner)
         await _run(machine)
         machine.console = await Console.connect(
             machine.vmm.socket_path(CONSOLE_SOCKET), run_dir / "console.log"
@@ -158,7 +158,6 @@ def _start_partitions(
         run_dir=machine.run_dir,
         tools=tools,
         python_files=find_python_files(cache_dir, (tools.setpriv,) if tools.as_root else ()),
-        die_with_owner=machine.vmm.plan.die_with_owner,
     )
     for index, (disk, opened) in enumerate(zip(machine.spec.disks, disks, strict=True)):
         name = disk_socket(index)

@@ -34,7 +34,6 @@ class PartitionEnvironment:
     run_dir: Path
     tools: SandboxTools
     python_files: tuple[tuple[Path, str], ...]
-    die_with_owner: bool
 
 
 def build_partition_sandbox(environment: PartitionEnvironment) -> Sandbox:
@@ -44,7 +43,6 @@ def build_partition_sandbox(environment: PartitionEnvironment) -> Sandbox:
         read_only=environment.python_files,
         links=USR_MERGED,
         environment=(("PYTHONPATH", SANDBOX_PACKAGE), ("PYTHONUNBUFFERED", "1")),
-        die_with_owner=environment.die_with_owner,
     )
 
 

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from duovisor.controlling.errors import BootFileError, HostLacksError, MemoryTooLargeError
+from duovisor.hardware.accelerator import decide_accelerator
 from duovisor.sandbox import SandboxTools
-from duovisor.spec.vm import Design, Firmware
+from duovisor.spec.vm import Accelerator, Design, Firmware
 
 if TYPE_CHECKING:
-    from duovisor.hardware.capabilities import HostCapabilities
+    from duovisor.hardware.accelerator import AcceleratorDecision
+    from duovisor.hardware.capabilities import DevKvm, HostCapabilities
     from duovisor.spec.vm import VirtualMachineSpec
 
 # Debian and Ubuntu: the 4 MiB build first, as newer releases have only that one
@@ -77,9 +79,33 @@ def find_sandbox_tools(design: Design, capabilities: HostCapabilities) -> Sandbo
     return SandboxTools(tools.bwrap or Path("bwrap"), tools.setpriv, capabilities.is_root)
 
 
+def choose_accelerator(spec: VirtualMachineSpec, capabilities: HostCapabilities) -> AcceleratorDecision:
+    """Decide between KVM and TCG for this VM.
+
+    Raises ``AcceleratorUnavailableError`` when KVM is demanded and does not work, and ``HostLacksError`` when
+    it works but the unprivileged VMM of the microkernelized design could not open /dev/kvm: a silent change
+    to TCG would make the VM ten times slower.
+    """
+    decision = decide_accelerator(spec.accelerator, capabilities.kvm)
+    device = capabilities.dev_kvm
+    if decision.accelerator is not Accelerator.KVM or device is None:
+        return decision
+    unprivileged = spec.design is Design.MICROKERNELIZED and capabilities.is_root
+    if unprivileged and not (device.opens_to_its_group or _opens_to_all(device)):
+        raise HostLacksError(
+            f"the unprivileged VMM of the microkernelized design cannot open /dev/kvm (mode {device.mode:o})",
+            remedy="chgrp kvm /dev/kvm && chmod 660 /dev/kvm, or accelerator tcg",
+        )
+    return decision
+
+
 def find_kvm_gids(capabilities: HostCapabilities) -> tuple[int, ...]:
     """The group that an unprivileged VMM must be in to open /dev/kvm: none when anybody may."""
     device = capabilities.dev_kvm
-    if device is None or device.mode & 0o006 == 0o006 or device.mode & 0o060 != 0o060:
+    if device is None or _opens_to_all(device) or not device.opens_to_its_group:
         return ()
     return (device.gid,)
+
+
+def _opens_to_all(device: DevKvm) -> bool:
+    return device.mode & 0o006 == 0o006

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,22 +18,14 @@ SANDBOX_MEMORY = "/memory"
 USR_MERGED = (("usr/lib", "/lib"), ("usr/lib64", "/lib64"), ("usr/bin", "/bin"), ("usr/sbin", "/sbin"))
 
 
-@dataclass(frozen=True)
-class Privileges:
-    """What the VMM process gets beside its files: the groups that may open /dev/kvm, and its owner's fate."""
-
-    kvm_gids: tuple[int, ...] = ()
-    die_with_owner: bool = False
-
-
 def build_launch_plan(
     spec: VirtualMachineSpec,
     qemu: QemuAbilities,
     accelerator: Accelerator,
     paths: VmmPaths,
-    privileges: Privileges,
+    kvm_gids: tuple[int, ...] = (),
 ) -> LaunchPlan:
-    """Plan the VMM process of a virtual machine.
+    """Plan the VMM process of a virtual machine; ``kvm_gids`` are the groups that may open /dev/kvm.
 
     Raises ``PlanError`` for what this design or this QEMU cannot do: a plan that exists can be started.
     """
@@ -65,8 +56,7 @@ def build_launch_plan(
         channels=channels,
         memory_file=paths.memory_file,
         memory_mib=spec.memory_mib,
-        sandbox=build_vmm_sandbox(spec, accelerator, paths, privileges) if sandboxed else None,
-        die_with_owner=privileges.die_with_owner,
+        sandbox=build_vmm_sandbox(spec, accelerator, paths, kvm_gids) if sandboxed else None,
     )
 
 
@@ -78,7 +68,7 @@ def build_hardening(qemu: QemuAbilities) -> list[str]:
 
 
 def build_vmm_sandbox(
-    spec: VirtualMachineSpec, accelerator: Accelerator, paths: VmmPaths, privileges: Privileges
+    spec: VirtualMachineSpec, accelerator: Accelerator, paths: VmmPaths, kvm_gids: tuple[int, ...]
 ) -> Sandbox:
     """The empty sandbox of a microkernelized VMM: QEMU's own files, the boot files, the guest's memory."""
     read_only = [(Path("/usr"), "/usr"), (Path("/etc/ld.so.cache"), "/etc/ld.so.cache")]
@@ -96,10 +86,9 @@ def build_vmm_sandbox(
     kvm = accelerator is Accelerator.KVM
     return Sandbox(
         uid=uid_of(spec.name),
-        gids=privileges.kvm_gids if kvm else (),
+        gids=kvm_gids if kvm else (),
         read_only=tuple(read_only),
         writable=tuple(writable),
         devices=("/dev/kvm",) if kvm else (),
         links=USR_MERGED,
-        die_with_owner=privileges.die_with_owner,
     )

@@ -23,8 +23,7 @@ class LaunchPlan:
 
     ``argv`` holds ``@NAME@`` wherever the number of an inherited descriptor belongs; ``sockets`` names them:
     each is a Unix stream socket, bound and listening as ``NAME.sock`` in the VM's run folder before the VMM
-    starts, so that whoever connects needs no retry. ``die_with_owner``: the VMM ends with the process that
-    started it. ``channels`` are those of them on which a driver serves.
+    starts, so that whoever connects needs no retry. ``channels`` are those of them on which a driver serves.
     """
 
     name: str
@@ -36,7 +35,6 @@ class LaunchPlan:
     memory_file: Path
     memory_mib: int
     sandbox: Sandbox | None
-    die_with_owner: bool
 
     def resolve_argv(self, descriptors: Mapping[str, int]) -> tuple[str, ...]:
         """The command line with every ``@NAME@`` replaced by the descriptor's number."""

@@ -68,8 +68,8 @@ class Vmm:
                 ) from error
             listener.listen(4)
 
-    def launch(self) -> None:
-        """Start the process. Raises ``ProgramNotFoundError``."""
+    def launch(self, *, die_with_owner: bool) -> None:
+        """Start the process; ``die_with_owner``: it ends with this one. Raises ``ProgramNotFoundError``."""
         self.lifecycle.enter(State.STARTING)
         descriptors = {name: listener.fileno() for name, listener in self._listeners.items()}
         self.process = process.start(
@@ -78,6 +78,7 @@ class Vmm:
             log=self.run_dir / "vmm.log",
             pass_fds=tuple(descriptors.values()),
             sandboxed=self.plan.sandbox is not None,
+            die_with_owner=die_with_owner,
         )
         self._close_listeners()
 
@@ -85,8 +86,6 @@ class Vmm:
         argv = self.plan.resolve_argv(descriptors)
         if self.plan.sandbox is not None:
             return build_sandbox_argv(self.plan.sandbox, self._tools, argv)
-        if self.plan.die_with_owner:
-            return (str(self._tools.setpriv), "--pdeathsig", "KILL", "--", *argv)
         return argv
 
     async def run(self) -> None:
