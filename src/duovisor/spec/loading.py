@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_SPEC_BYTES = 1 << 20
+MAX_FAULTS = 5  # shown in the one line that says what is wrong
 
 
 def parse_document(text: str, suffix: str) -> Any:
-    """Parse the text of a file with the given suffix (``.toml``, ``.yaml``, ``.yml``, ``.json``)."""
-    import yaml  # only a specification file needs it
+    """Parse the text of a file with the given suffix (``.toml``, ``.yaml``, ``.yml``, ``.json``).
 
+    Raises ``SpecFileError``.
+    """
     try:
         match suffix.lower():
             case ".toml":
@@ -29,18 +31,36 @@ def parse_document(text: str, suffix: str) -> Any:
             case ".json":
                 return json.loads(text)
             case ".yaml" | ".yml":
-                return yaml.safe_load(text)
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError, yaml.YAMLError, RecursionError) as error:
+                return _parse_yaml(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of more than 4,300 digits
         raise SpecFileError(f"not valid {suffix[1:].upper()}: {' '.join(str(error).split())}") from error
     raise SpecFileError(
         f"cannot tell the format from the suffix {suffix!r}", remedy="name it .toml, .yaml or .json"
     )
 
 
+def _parse_yaml(text: str) -> Any:
+    """Parse YAML without aliases: a few lines of them can stand for more than any memory holds."""
+    import yaml  # only a specification file needs it
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("aliases (*name) are not allowed in a specification")
+            return super().compose_node(parent, index)
+
+    try:
+        return yaml.load(text, Loader)
+    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError) as error:
+        # the last three: how PyYAML meets scalars such as "!!bool nonsense"
+        raise ValueError(str(error)) from error
+
+
 def load_document(path: Path) -> dict[str, Any]:
     """Read a file into a mapping. Raises ``SpecFileError``."""
     try:
-        raw = path.read_bytes()[: MAX_SPEC_BYTES + 1]
+        with path.open("rb") as file:
+            raw = file.read(MAX_SPEC_BYTES + 1)
     except OSError as error:
         raise SpecFileError(f"cannot read {path}: {error.strerror}") from error
     if len(raw) > MAX_SPEC_BYTES:
@@ -65,19 +85,21 @@ def build_spec(document: Mapping[str, Any]) -> VirtualMachineSpec:
 
 
 def describe_validation_error(error: ValidationError) -> str:
-    """All that is wrong, one clause a fault: ``cpus: 0 is … ; disks.0.pth: unknown field``."""
+    """What is wrong, one clause a fault: ``cpus: 0 is … ; unknown field 'disks.0.pth'``."""
     clauses = []
-    for fault in error.errors():
+    for fault in error.errors()[:MAX_FAULTS]:
         where = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
-            clauses.append(f"unknown field {where!r}")
+            clauses.append(f"unknown field {shorten(repr(where))}")
             continue
-        message = fault["msg"].removeprefix("Value error, ")
+        message = shorten(fault["msg"].removeprefix("Value error, "), 200)
         message = message[:1].lower() + message[1:]
         given = fault["input"]
         shows_value = isinstance(given, str | int | float) and repr(given) not in message
         value = f" (got {shorten(repr(given))})" if shows_value else ""
         clauses.append(f"{where}: {message}{value}" if where else f"{message}{value}")
+    if error.error_count() > MAX_FAULTS:
+        clauses.append(f"and {error.error_count() - MAX_FAULTS} more faults")
     return "; ".join(clauses)
 
 

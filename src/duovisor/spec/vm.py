@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
+from ipaddress import IPv4Address
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -64,7 +65,7 @@ def check_name(name: str) -> str:
         raise ValueError("a name must not be empty")
     if len(name) > NAME_MAX:
         raise ValueError(f"the name is {len(name)} characters long; {NAME_MAX} is the most")
-    if not _NAME.match(name):
+    if not _NAME.fullmatch(name):
         raise ValueError(
             f"{name!r} is not a name: letters, digits, '-', '_' and '.' only, a letter or digit at both ends"
         )
@@ -85,6 +86,19 @@ def _check_serial(serial: str) -> str:
     if not _SERIAL.match(serial):
         raise ValueError(f"{serial!r} is not a disk serial: at most 20 letters, digits, '-', '_' and '.'")
     return serial
+
+
+def _check_text(text: str) -> str:
+    if "\0" in text:
+        raise ValueError(f"{text!r} holds a zero byte, which no path or command line can")
+    return text
+
+
+def _check_address(address: str) -> str:
+    try:
+        return str(IPv4Address(address))
+    except ValueError as error:
+        raise ValueError(f"{address!r} is not an IPv4 address; write for example 127.0.0.1") from error
 
 
 def _check_power_of_two(number: int) -> int:
@@ -109,6 +123,7 @@ def _check_port(name: str) -> str:
 
 
 PortName = Annotated[str, AfterValidator(_check_port)]
+Text = Annotated[str, AfterValidator(_check_text)]
 
 
 class SpecModel(BaseModel):
@@ -120,15 +135,15 @@ class SpecModel(BaseModel):
 class KernelSpec(SpecModel):
     """A Linux kernel that the VMM loads itself, without firmware in between."""
 
-    path: str = Field(min_length=1)
-    initrd: str | None = None
-    command_line: str = Field(default="", max_length=2047)  # COMMAND_LINE_SIZE of x86 Linux is 2048
+    path: Text = Field(min_length=1)
+    initrd: Text | None = None
+    command_line: Text = Field(default="", max_length=2047)  # COMMAND_LINE_SIZE of x86 Linux is 2048
 
 
 class DiskSpec(SpecModel):
     """A disk: one image file or block device, seen by the guest as a virtio block device."""
 
-    path: str = Field(min_length=1)
+    path: Text = Field(min_length=1)
     format: DiskFormat = DiskFormat.RAW
     cache: CacheMode = CacheMode.WRITEBACK
     read_only: bool = False
@@ -143,7 +158,7 @@ class PortForward(SpecModel):
     """A TCP or UDP port of the host that leads to one of the guest; loopback unless an address is given."""
 
     protocol: Literal["tcp", "udp"] = "tcp"
-    host_address: str = "127.0.0.1"
+    host_address: Annotated[str, AfterValidator(_check_address)] = "127.0.0.1"
     host_port: int = Field(ge=1, le=65535)
     guest_port: int = Field(ge=1, le=65535)
 

@@ -1,0 +1,196 @@
+"""The specification's own checks, field by field."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from duovisor.spec.errors import SpecError
+from duovisor.spec.loading import build_spec
+from duovisor.spec.vm import (
+    MAX_DISKS,
+    MAX_NICS,
+    NAME_MAX,
+    CacheMode,
+    Design,
+    DiskFormat,
+    Firmware,
+    PortForward,
+    check_name,
+)
+
+
+def build(**fields: Any) -> Any:
+    return build_spec({"name": "vm", **fields})
+
+
+def refuse(**fields: Any) -> str:
+    with pytest.raises(SpecError) as caught:
+        build(**fields)
+    return str(caught.value)
+
+
+def test_defaults() -> None:
+    spec = build()
+    assert (spec.design, spec.accelerator, spec.firmware) == (Design.MONOLITHIC, "auto", Firmware.BIOS)
+    assert (spec.cpus, spec.memory_mib, spec.disks, spec.nics, spec.ports) == (1, 512, (), (), ())
+    disk = build(disks=[{"path": "a"}]).disks[0]
+    assert (disk.format, disk.cache) == (DiskFormat.RAW, CacheMode.WRITEBACK)
+    assert (disk.queues, disk.queue_size, disk.read_only, disk.serial) == (1, 256, False, "")
+
+
+def test_a_specification_is_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        build().cpus = 2
+
+
+def test_json_reads_back() -> None:
+    spec = build(
+        memory="1G", disks=[{"path": "a"}], nics=[{"forward": ["udp:10.0.0.1:53:5353"]}], ports=["a.b"]
+    )
+    assert type(spec).model_validate_json(spec.model_dump_json()) == spec
+
+
+@pytest.mark.parametrize("name", ["a", "A9", "web-1", "a_b.c", "9", "a" * NAME_MAX])
+def test_names(name: str) -> None:
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("", "must not be empty"),
+        ("a" * 300, "the name is 300 characters long; 63 is the most"),
+        ("a/b", "'a/b' is not a name"),
+        ("../etc", "is not a name"),
+        ("..", "is not a name"),
+        (".", "is not a name"),
+        ("-a", "is not a name"),
+        ("a-", "is not a name"),
+        ("a b", "is not a name"),
+        ("a\n", "is not a name"),
+        ("a\0", "is not a name"),
+        ("a,b=c", "is not a name"),
+        ("ä", "is not a name"),
+        ("@qmp@", "is not a name"),
+    ],
+)
+def test_bad_names(name: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said.replace("(", r"\(")):
+        check_name(name)
+
+
+@given(st.text(max_size=80))
+def test_a_name_is_a_file_name_and_a_qemu_value(name: str) -> None:
+    try:
+        check_name(name)
+    except ValueError:
+        return
+    assert name not in (".", "..")
+    assert len(name) <= NAME_MAX
+    assert not set(name) & set("/,=@\0\n ")
+
+
+@pytest.mark.parametrize(
+    ("given", "memory_mib"),
+    [("512M", 512), ("2G", 2048), ("1.5G", 1536), ("512", 512), (512, 512), ("16777216k", 16384)],
+)
+def test_memory(given: object, memory_mib: int) -> None:
+    assert build(memory=given).memory_mib == memory_mib
+    assert build(memory_mib=given).memory_mib == memory_mib
+
+
+def test_bad_memory() -> None:
+    assert "'2X' is not a size" in refuse(memory="2X")
+    assert "'1k' is not a whole number of MiB" in refuse(memory="1k")
+    assert "greater than or equal to 16 (got 15)" in refuse(memory_mib=15)
+    assert "less than or equal to 16777216" in refuse(memory="17T")
+    assert "give memory or memory_mib, not both" in refuse(memory="1G", memory_mib=1024)
+    assert "finite number" in refuse(memory=float("inf"))
+    assert "valid integer" in refuse(memory=[1])
+
+
+@pytest.mark.parametrize("cpus", [0, -1, 256, "x", 1.5, None])
+def test_bad_cpus(cpus: object) -> None:
+    assert refuse(cpus=cpus).startswith("cpus: ")
+
+
+def test_kernel_and_firmware_belong_together() -> None:
+    kernel = {"path": "/boot/vmlinuz"}
+    assert build(firmware="direct-kernel", kernel=kernel).kernel.command_line == ""
+    assert "needs a kernel: add kernel.path" in refuse(firmware="direct-kernel")
+    assert "only with firmware direct-kernel, not uefi" in refuse(firmware="uefi", kernel=kernel)
+    assert "kernel.path: " in refuse(firmware="direct-kernel", kernel={"path": " "})
+    assert "at most 2047" in refuse(firmware="direct-kernel", kernel={**kernel, "command_line": "x" * 2048})
+
+
+def test_disks() -> None:
+    assert "disks.0.queue_size: 100 is not a power of two" in refuse(disks=[{"path": "a", "queue_size": 100}])
+    assert "disks.0.queue_size: " in refuse(disks=[{"path": "a", "queue_size": 2048}])
+    assert "disks.0.queues: " in refuse(disks=[{"path": "a", "queues": 17}])
+    assert "is not a disk serial" in refuse(disks=[{"path": "a", "serial": "x" * 21}])
+    assert "is not a disk serial" in refuse(disks=[{"path": "a", "serial": "a,b"}])
+    assert "disks.0.path: " in refuse(disks=[{"path": ""}])
+    assert "zero byte" in refuse(disks=[{"path": "a\0b"}])
+    assert f"at most {MAX_DISKS} items" in refuse(disks=[{"path": str(n)} for n in range(MAX_DISKS + 1)])
+
+
+def test_a_disk_has_one_writer() -> None:
+    reader, writer = {"path": "a", "read_only": True}, {"path": "a"}
+    assert len(build(disks=[reader, reader]).disks) == 2
+    assert "'a' is given for two disks and one of them writes to it" in refuse(disks=[reader, writer])
+    assert "'a' is given for two disks" in refuse(disks=[writer, writer])
+
+
+def test_nics() -> None:
+    assert build(nics=[{"mac": "52:54:00:AA:bb:cc"}]).nics[0].mac == "52:54:00:aa:bb:cc"
+    assert "is not a MAC address" in refuse(nics=[{"mac": "52:54:00:aa:bb"}])
+    assert "is a multicast address" in refuse(nics=[{"mac": "01:00:5e:00:00:01"}])
+    assert "nics.0.network: " in refuse(nics=[{"network": "bridge"}])
+    assert f"at most {MAX_NICS} items" in refuse(nics=[{}] * (MAX_NICS + 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "forward"),
+    [
+        ("2222:22", ("tcp", "127.0.0.1", 2222, 22)),
+        ("udp:53:5353", ("udp", "127.0.0.1", 53, 5353)),
+        ("0.0.0.0:80:8080", ("tcp", "0.0.0.0", 80, 8080)),
+        ("tcp:10.1.2.3:80:8080", ("tcp", "10.1.2.3", 80, 8080)),
+    ],
+)
+def test_port_forwards(text: str, forward: tuple[str, str, int, int]) -> None:
+    read = PortForward.model_validate(text)
+    assert (read.protocol, read.host_address, read.host_port, read.guest_port) == forward
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "",
+        "22",
+        "a:b",
+        "sctp:1:2",
+        "0:22",
+        "65536:22",
+        "22:0",
+        "1.2.3.4.5:1:2",
+        "300.1.1.1:1:2",
+        "1:2:3",
+        5,
+        {"host_address": "127.0.0.1,smb=/", "host_port": 1, "guest_port": 2},
+        {"host_address": "", "host_port": 1, "guest_port": 2},
+    ],
+)
+def test_bad_port_forwards(given: object) -> None:
+    assert "forward" in refuse(nics=[{"forward": [given]}])
+
+
+def test_ports() -> None:
+    assert build(ports=["org.qemu.guest_agent.0"]).ports == ("org.qemu.guest_agent.0",)
+    assert "is not a port name" in refuse(ports=["a,b"])
+    assert "at most 8 items" in refuse(ports=[f"p{n}" for n in range(9)])
