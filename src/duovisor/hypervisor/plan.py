@@ -7,6 +7,7 @@ to the user, and carried out by ``hypervisor/vmm.py``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,14 +17,17 @@ if TYPE_CHECKING:
     from duovisor.sandbox import Sandbox
     from duovisor.spec.vm import Accelerator, Design
 
+TAKES_DESCRIPTOR = ("-chardev", "-netdev")
+
 
 @dataclass(frozen=True)
 class LaunchPlan:
     """How one VMM process is started.
 
-    ``argv`` holds ``@NAME@`` wherever the number of an inherited descriptor belongs; ``sockets`` names them:
-    each is a Unix stream socket, bound and listening as ``NAME.sock`` in the VM's run folder before the VMM
-    starts, so that whoever connects needs no retry. ``channels`` are those of them on which a driver serves.
+    ``argv`` holds ``@NAME@`` in a ``-chardev`` or ``-netdev`` wherever the number of an inherited descriptor
+    belongs; ``sockets`` names them: each is a Unix stream socket, bound and listening as ``NAME.sock`` in the
+    VM's run folder before the VMM starts, so that whoever connects needs no retry. ``channels`` are those of
+    them on which a driver serves.
     """
 
     name: str
@@ -38,10 +42,11 @@ class LaunchPlan:
 
     def resolve_argv(self, descriptors: Mapping[str, int]) -> tuple[str, ...]:
         """The command line with every ``@NAME@`` replaced by the descriptor's number."""
-        resolved = []
-        for argument in self.argv:
-            for name, number in descriptors.items():
-                argument = argument.replace(f"@{name}@", str(number))
+        resolved = [self.argv[0]]
+        for option, argument in pairwise(self.argv):
+            if option in TAKES_DESCRIPTOR:  # elsewhere the same text may stand in what the user wrote
+                for name, number in descriptors.items():
+                    argument = argument.replace(f"@{name}@", str(number))
             resolved.append(argument)
         return tuple(resolved)
 

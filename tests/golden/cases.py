@@ -1,0 +1,123 @@
+"""The virtual machines whose launch plans are kept as golden files: what is typed, and a file for some.
+
+Between them they use every field of the specification and every option of ``duovisor run``; a test says so.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from duovisor.cli.run import build_spec_from, command
+from duovisor.directories import Directories
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import click
+
+    from duovisor.spec.vm import Design, VirtualMachineSpec
+
+
+@dataclass(frozen=True)
+class Case:
+    """``arguments`` of ``duovisor run``; ``document`` is the TOML file that ``SPEC`` stands for."""
+
+    name: str
+    arguments: tuple[str, ...]
+    document: str = ""
+
+
+CASES = (
+    Case("minimal", ("--name", "minimal")),
+    Case(
+        "disks",
+        (
+            "--name", "disks", "--cpus", "4", "--memory", "2G", "--accelerator", "auto",
+            "--disk", "/srv/system.raw,serial=system,queues=4,queue_size=1024",
+            "--disk", "/srv/data.raw,cache=none",
+            "--disk", "/srv/media.iso,read_only,format=raw",
+            "--disk", "/dev/block-device,serial=lun",
+        ),
+    ),
+    Case("qcow2", ("--name", "qcow2", "--disk", "/srv/system.qcow2,format=qcow2,cache=none")),
+    Case(
+        "network",
+        ("--name", "network", "--nic", "user", "--nic", "user",
+         "--forward", "2222:22", "--forward", "udp:53:5353"),
+    ),
+    Case("uefi", ("--name", "uefi", "--firmware", "uefi", "--disk", "/srv/system.raw")),
+    Case(
+        "kernel",
+        ("--name", "kernel", "--kernel", "/boot/vmlinuz", "--initrd", "/boot/initrd.img",
+         "--append", "console=ttyS0 root=/dev/vda,rw @qmp@"),
+    ),
+    Case("image", ("--name", "image", "--image", "probe", "--disk", "/srv/scratch.raw,serial=scratch")),
+    Case(
+        "file",
+        ("SPEC", "--forward", "8443:443"),
+        """
+name = "file.example"
+accelerator = "tcg"
+cpus = 2
+memory_mib = 1024
+firmware = "direct-kernel"
+ports = ["org.qemu.guest_agent.0", "example.port"]
+[kernel]
+path = "/boot/vmlinuz"
+command_line = "console=ttyS0"
+[[disks]]
+path = "/srv/a \\"quoted\\", odd @disk0@.raw"
+read_only = true
+[[nics]]
+network = "user"
+mac = "52:54:00:12:34:56"
+[[nics.forward]]
+protocol = "udp"
+host_address = "0.0.0.0"
+host_port = 5353
+guest_port = 53
+""",
+    ),
+)  # fmt: skip
+
+
+def parse_arguments(case: Case, folder: Path) -> click.Context:
+    """What click makes of the case's command line; ``SPEC`` becomes a file in ``folder``."""
+    spec_file = folder / f"{case.name}.toml"
+    spec_file.write_text(case.document)
+    arguments = [str(spec_file) if argument == "SPEC" else argument for argument in case.arguments]
+    return command.make_context("run", arguments)
+
+
+def build_case_spec(case: Case, folder: Path, design: Design) -> VirtualMachineSpec:
+    """The specification that the case means, in one of the designs."""
+    with parse_arguments(case, folder) as context:
+        options = {**context.params, "design": str(design)}
+    spec_file = options.pop("spec_file")
+    return build_spec_from(spec_file, options, make_image(folder))
+
+
+def make_image(state: Path) -> Directories:
+    """Folders in which an image ``probe`` lies, with a kernel, an initrd and one disk."""
+    directories = Directories(state=state, runtime=state, cache=state)
+    folder = directories.images / "probe"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("vmlinuz", "initrd", "tools.raw"):
+        (folder / name).touch()
+    image = {
+        "name": "probe",
+        "description": "for tests",
+        "kernel": "vmlinuz",
+        "initrd": "initrd",
+        "command_line": "console=ttyS0 quiet",
+        "disks": [{"file": "tools.raw", "read_only": True, "serial": "tools"}],
+        "kernel_version": "6.1",
+        "source": "none",
+        "recipe": "none",
+        "built_at": "2026-01-01T00:00:00Z",
+        "sha256": {},
+    }
+    (folder / "image.json").write_text(json.dumps(image))
+    return directories

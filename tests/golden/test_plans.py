@@ -1,0 +1,142 @@
+"""Launch plans, compared with golden files: both designs, three QEMUs, KVM and TCG.
+
+Each file holds the plan for QEMU 7.2 on TCG, then the lines in which the others differ from it.
+``DUOVISOR_REGENERATE=1 pytest tests/golden`` writes them anew; read the difference before you commit it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from click.core import ParameterSource
+from tests.golden.cases import CASES, Case, build_case_spec, parse_arguments
+from tests.golden.rendering import render_difference, render_plan, replace_folder
+from tests.recorded.abilities import VERSIONS, load_abilities
+
+from duovisor.cli.run import command
+from duovisor.hypervisor.build import build_launch_plan
+from duovisor.hypervisor.errors import PlanError
+from duovisor.hypervisor.plan import LaunchPlan, VmmPaths
+from duovisor.sandbox import SandboxTools
+from duovisor.spec import vm
+from duovisor.spec.vm import Accelerator, Design, SpecModel, VirtualMachineSpec
+
+FOLDER = Path(__file__).parent / "plans"
+REGENERATE = "DUOVISOR_REGENERATE"
+TOOLS = [SandboxTools(Path("/usr/bin/bwrap"), Path("/usr/bin/setpriv"), as_root) for as_root in (True, False)]
+KVM_GIDS = (104,)
+ACCELERATORS = (Accelerator.TCG, Accelerator.KVM)
+NOT_IN_A_PLAN = {"as_json": "how the outcome is printed", "design": "each case is planned in both"}
+
+both_designs = pytest.mark.parametrize("design", list(Design), ids=str)
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def build_plan(spec: VirtualMachineSpec, version: str, accelerator: Accelerator) -> LaunchPlan:
+    paths = VmmPaths(
+        qemu=Path("/usr/bin/qemu-system-x86_64"),
+        memory_file=Path("/run/duovisor/memory") / spec.name,
+        uefi_code=Path("/usr/share/OVMF/OVMF_CODE_4M.fd"),
+        uefi_vars=Path("/run/duovisor/vms") / spec.name / "uefi-vars.fd",
+        block_devices=frozenset({"/dev/block-device"}),
+    )
+    return build_launch_plan(spec, load_abilities(version), accelerator, paths, KVM_GIDS)
+
+
+def render_variants(spec: VirtualMachineSpec) -> list[str]:
+    """The plan of the first variant, and how each other one differs from it."""
+    variants = [(version, accelerator) for accelerator in ACCELERATORS for version in VERSIONS]
+    try:
+        base = render_plan(build_plan(spec, *variants[0]), TOOLS)
+    except PlanError as error:
+        return [f"refused: {error}"]
+    lines = [f"QEMU {variants[0][0]}, {variants[0][1]}", "", *base]
+    for version, accelerator in variants[1:]:
+        other = render_plan(build_plan(spec, version, accelerator), TOOLS)
+        lines += ["", f"QEMU {version}, {accelerator}: differs in", *render_difference(base, other)]
+    return lines
+
+
+@each_case
+@both_designs
+def test_plan_is_the_golden_one(case: Case, design: Design, tmp_path: Path) -> None:
+    text = replace_folder(render_variants(build_case_spec(case, tmp_path, design)), tmp_path, "STATE")
+    golden = FOLDER / f"{case.name}.{design}.txt"
+    if os.environ.get(REGENERATE):
+        golden.write_text(text)
+    assert text == golden.read_text(), f"{REGENERATE}=1 writes the golden files anew"
+
+
+def test_no_golden_file_is_left_over() -> None:
+    wanted = {f"{case.name}.{design}.txt" for case in CASES for design in Design}
+    assert {path.name for path in FOLDER.iterdir()} == wanted
+
+
+def find_models() -> dict[str, type[SpecModel]]:
+    found = {name: value for name, value in vars(vm).items() if isinstance(value, type)}
+    return {n: v for n, v in found.items() if issubclass(v, SpecModel) and v is not SpecModel}
+
+
+def find_used_fields(model: SpecModel) -> set[str]:
+    """``Model.field`` for each field, at any depth, that differs from its default."""
+    used = set()
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        if value == field.get_default():
+            continue
+        used.add(f"{type(model).__name__}.{name}")
+        for child in value if isinstance(value, tuple) else (value,):
+            used |= find_used_fields(child) if isinstance(child, SpecModel) else set()
+    return used
+
+
+def test_every_field_of_the_specification_is_in_a_golden_file(tmp_path: Path) -> None:
+    used = set()
+    for case in CASES:
+        for design in Design:
+            used |= find_used_fields(build_case_spec(case, tmp_path, design))
+    fields = {f"{name}.{field}" for name, model in find_models().items() for field in model.model_fields}
+    only_value = {"NicSpec.network"}  # "user" is its default and all that it can be
+    assert len(fields) > 20
+    assert fields - used == only_value
+
+
+def test_every_option_of_run_is_in_a_golden_file(tmp_path: Path) -> None:
+    given = set()
+    for case in CASES:
+        with parse_arguments(case, tmp_path) as context:
+            given |= {
+                str(parameter.name)
+                for parameter in command.params
+                if context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
+            }
+    options = {str(parameter.name) for parameter in command.params}
+    assert options - given == set(NOT_IN_A_PLAN)
+
+
+@each_case
+@both_designs
+def test_every_descriptor_is_named_where_it_belongs(case: Case, design: Design, tmp_path: Path) -> None:
+    spec = build_case_spec(case, tmp_path, design)
+    if case.name == "qcow2" and design is Design.MICROKERNELIZED:
+        with pytest.raises(PlanError, match="reads raw images"):
+            build_plan(spec, "7.2", Accelerator.TCG)
+        return
+    plan = build_plan(spec, "7.2", Accelerator.TCG)
+    assert set(plan.channels) <= set(plan.sockets)
+    numbers = {name: 900 + index for index, name in enumerate(plan.sockets)}
+    resolved = " ".join(plan.resolve_argv(numbers))
+    for name, number in numbers.items():
+        assert resolved.count(f"={number}") == 1, name
+
+
+def test_what_the_user_wrote_is_never_taken_for_a_descriptor(tmp_path: Path) -> None:
+    """``@qmp@`` on a kernel's command line and ``@disk0@`` in a file's name stay as they are."""
+    texts = {"kernel": "@qmp@", "file": "@disk0@"}
+    for case in CASES:
+        if case.name in texts:
+            plan = build_plan(build_case_spec(case, tmp_path, Design.MONOLITHIC), "7.2", Accelerator.TCG)
+            resolved = plan.resolve_argv(dict.fromkeys((*plan.sockets, "disk0"), 900))
+            assert any(texts[case.name] in argument for argument in resolved)
