@@ -1,0 +1,231 @@
+"""The back end's side of a vhost-user connection: each request, and the state that it changes.
+
+Knows messages, features, memory and logs; ``rings`` knows the queues, and ``backend`` runs the event loop
+around both.
+"""
+
+from __future__ import annotations
+
+import os
+
+from duovisor.channel.dirty_log import map_dirty_log
+from duovisor.channel.errors import ChannelError, ProtocolError
+from duovisor.channel.features import (
+    CHANNEL_FEATURES,
+    CHANNEL_PROTOCOL_FEATURES,
+    LOG_ALL,
+    PROTOCOL_CONFIG,
+    REFUSED_FEATURES,
+)
+from duovisor.channel.inflight import create_inflight, map_inflight
+from duovisor.channel.memory import MAX_MEMORY_SLOTS, GuestMemory, map_region
+from duovisor.channel.messages import (
+    MAX_CONFIG_BYTES,
+    Request,
+    build_config,
+    build_inflight,
+    build_u64,
+    parse_config,
+    parse_inflight,
+    parse_log,
+    parse_memory_region,
+    parse_memory_table,
+    parse_u64,
+)
+from duovisor.channel.rings import Rings
+from duovisor.channel.virtqueue import MAX_QUEUE_SIZE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from duovisor.channel.connection import Connection, Message
+    from duovisor.channel.device import VirtioDevice
+    from duovisor.channel.dirty_log import DirtyLog
+    from duovisor.channel.rings import QueueEvents
+
+CONFIG_MIGRATION = 1
+MAX_QUEUES = 256  # vring indexes of SET_VRING_KICK have 8 bits
+
+
+class Session:
+    """The state of one connection; ``close`` releases all of it."""
+
+    def __init__(self, connection: Connection, device: VirtioDevice, events: QueueEvents) -> None:
+        if not 0 < device.queues <= MAX_QUEUES:
+            raise ProtocolError(f"a device has {device.queues} queues; 1 to {MAX_QUEUES} are possible")
+        self.connection = connection
+        self.device = device
+        self.memory = GuestMemory()
+        self.rings = Rings(device.queues, self.memory, events)
+        self.status = 0
+        self._protocol_features = 0
+        self._log: DirtyLog | None = None
+        self._log_descriptor: int | None = None
+        self._handlers: dict[int, Callable[[Message], bytes | None]] = {
+            **self.rings.handlers(),
+            Request.GET_FEATURES: lambda _: build_u64(self.offered_features),
+            Request.SET_FEATURES: self._set_features,
+            Request.SET_OWNER: lambda _: None,
+            Request.RESET_OWNER: lambda _: None,  # "recommended that back-ends ignore this message"
+            Request.SET_MEM_TABLE: self._set_memory_table,
+            Request.SET_LOG_BASE: self._set_log_base,
+            Request.SET_LOG_FD: self._set_log_descriptor,
+            Request.GET_PROTOCOL_FEATURES: lambda _: build_u64(CHANNEL_PROTOCOL_FEATURES),
+            Request.SET_PROTOCOL_FEATURES: self._set_protocol_features,
+            Request.GET_QUEUE_NUM: lambda _: build_u64(device.queues),
+            Request.GET_CONFIG: self._get_config,
+            Request.SET_CONFIG: self._set_config,
+            Request.GET_INFLIGHT_FD: self._get_inflight,
+            Request.SET_INFLIGHT_FD: self._set_inflight,
+            Request.RESET_DEVICE: lambda _: self._reset_device(),
+            Request.GET_MAX_MEM_SLOTS: lambda _: build_u64(MAX_MEMORY_SLOTS),
+            Request.ADD_MEM_REG: self._add_memory_region,
+            Request.REM_MEM_REG: self._remove_memory_region,
+            Request.SET_STATUS: self._set_status,
+            Request.GET_STATUS: lambda _: build_u64(self.status),
+        }
+
+    @property
+    def offered_features(self) -> int:
+        return CHANNEL_FEATURES | self.device.features
+
+    def serve_message(self, message: Message) -> None:
+        """Do what a message asks and answer it; raises ``ChannelError`` when the connection cannot go on."""
+        try:
+            handler = self._handlers.get(message.request)
+            if handler is None:
+                raise ProtocolError(f"the front end sent request {message.request}, which was not offered")
+            payload = handler(message)
+        except ChannelError:
+            if message.needs_reply:
+                self.connection.acknowledge(message, success=False)
+            raise
+        finally:
+            message.close()
+        if payload is not None:
+            self.connection.reply(message, payload)
+        elif message.needs_reply:
+            self.connection.acknowledge(message, success=True)
+
+    def close(self) -> None:
+        """Close every descriptor; the queues must be stopped."""
+        self.rings.close()
+        self._close_log_descriptor()
+
+    # Features and status
+
+    def _set_features(self, message: Message) -> None:
+        features = parse_u64(message.payload)
+        if features & REFUSED_FEATURES:
+            raise ProtocolError(f"the front end insists on features {features & REFUSED_FEATURES:#x}")
+        # QEMU also passes on what it negotiated on its own account (RING_RESET, NOTIFY_ON_EMPTY): not ours.
+        features &= self.offered_features
+        self.device.set_features(features)
+        self.rings.set_features(features)
+
+    def _set_protocol_features(self, message: Message) -> None:
+        features = parse_u64(message.payload)
+        unknown = features & ~CHANNEL_PROTOCOL_FEATURES
+        if unknown:
+            raise ProtocolError(f"the front end insists on protocol features {unknown:#x}")
+        self._protocol_features = features
+
+    def _set_status(self, message: Message) -> None:
+        self.status = parse_u64(message.payload) & 0xFF
+        if self.status == 0:
+            self._reset_device()
+
+    def _reset_device(self) -> None:
+        self.rings.reset()
+        self.status = 0
+        self.device.reset()
+
+    # Memory
+
+    def _set_memory_table(self, message: Message) -> None:
+        descriptions = parse_memory_table(message.payload)
+        message.expect_descriptors(len(descriptions))
+        pairs = zip(descriptions, message.descriptors, strict=True)
+        self.memory.replace([map_region(description, descriptor) for description, descriptor in pairs])
+        self._memory_changed()
+
+    def _add_memory_region(self, message: Message) -> None:
+        message.expect_descriptors(1)
+        self.memory.add(map_region(parse_memory_region(message.payload), message.descriptors[0]))
+        self._memory_changed()
+
+    def _remove_memory_region(self, message: Message) -> None:
+        self.memory.remove(parse_memory_region(message.payload))
+        self._memory_changed()
+
+    def _memory_changed(self) -> None:
+        self._check_log()
+        self.rings.rebind()
+
+    # Dirty log
+
+    def _set_log_base(self, message: Message) -> bytes:
+        size, offset = parse_log(message.payload)
+        message.expect_descriptors(1)
+        self._log = map_dirty_log(message.descriptors[0], size, offset)
+        self._check_log()
+        self.rings.set_log(self._log)
+        return build_u64(0)
+
+    def _check_log(self) -> None:
+        log = self._log
+        if log is not None and self.rings.features & LOG_ALL and log.guest_end < self.memory.guest_end:
+            raise ProtocolError(f"the dirty log ends before the guest's memory, at {log.guest_end:#x}")
+
+    def _set_log_descriptor(self, message: Message) -> None:
+        descriptor = message.take_descriptor()
+        self._close_log_descriptor()
+        self._log_descriptor = descriptor  # kept and never signalled: QEMU reads the log itself
+
+    def _close_log_descriptor(self) -> None:
+        if self._log_descriptor is not None:
+            os.close(self._log_descriptor)
+            self._log_descriptor = None
+
+    # Configuration space
+
+    def _get_config(self, message: Message) -> bytes:
+        offset, flags, data = parse_config(message.payload)
+        config = self.device.read_config().ljust(MAX_CONFIG_BYTES, b"\0")
+        return build_config(offset, flags, config[offset : offset + len(data)])
+
+    def _set_config(self, message: Message) -> None:
+        if not self._protocol_features & PROTOCOL_CONFIG:
+            raise ProtocolError("the front end writes to the configuration space, which it did not negotiate")
+        offset, flags, data = parse_config(message.payload)
+        self.device.write_config(offset, data, migrating=bool(flags & CONFIG_MIGRATION))
+        if self.rings.inflight is not None:
+            self.rings.inflight.save_device_state(self.device.save_state())
+
+    # Requests in flight
+
+    def _get_inflight(self, message: Message) -> None:
+        wanted = parse_inflight(message.payload)
+        if not 0 < wanted.queues <= self.device.queues or not 0 < wanted.queue_size <= MAX_QUEUE_SIZE:
+            raise ProtocolError(f"an in-flight log for {wanted.queues} queues of {wanted.queue_size} entries")
+        descriptor, description = create_inflight(wanted.queues, wanted.queue_size)
+        try:
+            payload = build_inflight(description)[: len(message.payload)]
+            self.connection.reply(message, payload, (descriptor,))
+        finally:
+            os.close(descriptor)
+        message.flags = 0  # answered with a descriptor, which no acknowledgement may follow
+
+    def _set_inflight(self, message: Message) -> None:
+        description = parse_inflight(message.payload)
+        message.expect_descriptors(1)
+        if self.rings.any_running:
+            raise ProtocolError("the front end changes the in-flight log while queues run")
+        inflight = map_inflight(description, message.descriptors[0], self.device.queues)
+        self.rings.inflight = inflight
+        state = inflight.load_device_state()
+        if state is None:
+            inflight.save_device_state(self.device.save_state())
+        else:
+            self.device.load_state(state)
