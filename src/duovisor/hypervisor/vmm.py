@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from duovisor.sandbox import SandboxTools
 
 START_TIMEOUT_S = 30.0
+END_TIMEOUT_S = 2.0
 LIVE = frozenset({State.RUNNING, State.PAUSED})
 
 
@@ -91,7 +92,23 @@ class Vmm:
     async def run(self) -> None:
         """Greet the VMM and start the processors. Raises ``VmmStartError`` with its last words."""
         assert self.process is not None
-        started = self.process
+        try:
+            await self._greet(self.process)
+            self._follower = asyncio.create_task(self._follow())
+            await self._qmp.cont()
+            if await self.lifecycle.wait_for(LIVE, timeout_s=START_TIMEOUT_S) in ENDED:
+                raise self._start_error(self.process)
+        except VmmGoneError:
+            # a process that ends closes its sockets before the kernel reports its end
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(END_TIMEOUT_S):
+                    await self.process.wait()
+            if self.process.returncode is None:
+                raise
+            raise self._start_error(self.process) from None
+
+    async def _greet(self, started: process.Process) -> None:
+        """Connect to QMP, or see the process end."""
         greeting = asyncio.create_task(
             self._qmp.connect(self.socket_path(QMP_SOCKET), timeout_s=START_TIMEOUT_S)
         )
@@ -99,17 +116,17 @@ class Vmm:
         try:
             await asyncio.wait({greeting, ended}, return_when=asyncio.FIRST_COMPLETED)
             if ended.done():
-                self.lifecycle.enter(State.CRASHED)
-                raise VmmStartError(f"{self.plan.name}: {started.failure().message}")
+                raise self._start_error(started)
             await greeting
         finally:
             for task in (greeting, ended):
                 task.cancel()
             await asyncio.gather(greeting, ended, return_exceptions=True)
-        self._follower = asyncio.create_task(self._follow())
-        await self._qmp.cont()
-        if await self.lifecycle.wait_for(LIVE, timeout_s=START_TIMEOUT_S) in ENDED:
-            raise VmmStartError(f"{self.plan.name}: {started.failure().message}")
+
+    def _start_error(self, ended: process.Process) -> VmmStartError:
+        if self.state not in ENDED:
+            self.lifecycle.enter(State.CRASHED)
+        return VmmStartError(f"{self.plan.name}: {ended.failure().message}")
 
     async def _follow(self) -> None:
         """Drive the life cycle by what QMP and the kernel report, until the process has ended."""
@@ -127,7 +144,8 @@ class Vmm:
             for name, data in self._qmp.pending_events():
                 self._on_event(name, data)
             clean = ended.result() == 0 or self._killed
-            self.lifecycle.enter(State.STOPPED if clean else State.CRASHED)
+            if self.state not in ENDED:
+                self.lifecycle.enter(State.STOPPED if clean else State.CRASHED)
         finally:
             ended.cancel()
 
