@@ -1,0 +1,1 @@
+"""Guest images: folders with a kernel, an initramfs and disks, and the recipe that builds the probe guest."""

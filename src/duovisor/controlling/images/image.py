@@ -1,0 +1,67 @@
+"""What an image is: a folder with files and ``image.json``, which describes them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+DESCRIPTION_FILE = "image.json"
+
+# a plain name: nothing in a description may lead out of the image's folder
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
+
+
+class ImageModel(BaseModel):
+    """Frozen, and strict about unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ImageDisk(ImageModel):
+    """A raw disk of the image; the guest finds it by its serial."""
+
+    file: FileName
+    read_only: bool = False
+    serial: str = ""
+
+
+class Image(ImageModel):
+    """A guest image; ``folder`` is where it was found and is not written to the description."""
+
+    format_version: Literal[1] = 1
+    name: str
+    description: str
+    kernel: FileName
+    initrd: FileName
+    command_line: str
+    disks: tuple[ImageDisk, ...] = ()
+    kernel_version: str
+    source: str
+    recipe: str
+    built_at: datetime
+    sha256: dict[str, str]
+    folder: Path = Field(exclude=True)
+
+    @property
+    def kernel_path(self) -> Path:
+        return self.folder / self.kernel
+
+    @property
+    def initrd_path(self) -> Path:
+        return self.folder / self.initrd
+
+    @property
+    def disk_paths(self) -> tuple[Path, ...]:
+        return tuple(self.folder / disk.file for disk in self.disks)
+
+    @property
+    def file_paths(self) -> tuple[Path, ...]:
+        return (self.kernel_path, self.initrd_path, *self.disk_paths)
+
+    @property
+    def size_bytes(self) -> int:
+        """What the files take on the host's disk; a sparse file counts for what is written."""
+        return sum(path.stat().st_blocks * 512 for path in self.file_paths)
