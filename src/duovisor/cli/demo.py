@@ -76,7 +76,6 @@ async def _demo(console: Console, seconds: float, cpus: int) -> dict[str, Any]:
     results: dict[Design, DesignResult] = {}
     for design in Design:
         console.rule(f"[bold]{design}[/]", align="left", style="dim")
-        directories.state.mkdir(parents=True, exist_ok=True)
         with make_scratch_disk(directories.state) as scratch, _progress(console, design) as step:
             spec = build_probe_spec(f"demo-{design}", design, image, scratch, cpus)
             results[design] = await measure_design(

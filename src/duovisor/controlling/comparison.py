@@ -49,9 +49,10 @@ class DesignResult(NamedTuple):
 
 
 @contextmanager
-def make_scratch_disk(folder: Path, size_mib: int = SCRATCH_MIB) -> Iterator[Path]:
+def make_scratch_disk(folder: Path, name: str = "scratch", size_mib: int = SCRATCH_MIB) -> Iterator[Path]:
     """A raw image full of data that is nowhere a hole; removed afterwards."""
-    path = folder / f"duovisor-scratch-{os.getpid()}.raw"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{os.getpid()}.raw"
     block = os.urandom(1 << 20)
     try:
         with path.open("wb") as file:
@@ -108,7 +109,7 @@ async def measure_design(
         anatomy = read_anatomy(describe_machine(machine))
         on_booted(anatomy, boot_s)
         work = asyncio.create_task(
-            run_jobs(guest, _device_of(guest), runtime_s=runtime_s, size_mib=SCRATCH_MIB, progress=progress)
+            run_jobs(guest, find_scratch(guest), runtime_s=runtime_s, size_mib=SCRATCH_MIB, progress=progress)
         )
         lost = asyncio.create_task(machine.wait_partition_lost())
         try:
@@ -125,7 +126,8 @@ async def measure_design(
     return DesignResult(boot_s, figures, anatomy)
 
 
-def _device_of(guest: ProbeClient) -> str:
+def find_scratch(guest: ProbeClient) -> str:
+    """The scratch disk's device in the guest. Raises ``PartitionError`` when it is not there."""
     assert guest.boot_report is not None
     for disk in guest.boot_report.disks:
         if disk.serial == SCRATCH_SERIAL:

@@ -1,0 +1,129 @@
+"""Fixtures for tests that boot real guests: a ladder from folders to a running guest.
+
+``folders`` → ``probe_image`` → ``boot`` (a function that starts a VM of either design). What a test starts is
+ended with it, and ``folders`` fails the test when anything is left: process, mount, socket or file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+import pytest_asyncio
+
+from duovisor.controlling.images.boot import add_image
+from duovisor.controlling.images.probe import PORT_NAME, build_probe_image
+from duovisor.controlling.images.probe_client import connect_probe
+from duovisor.controlling.machine import start_machine
+from duovisor.directories import Directories, find_directories
+from duovisor.hardware.capabilities import HostCapabilities, read_capabilities
+from duovisor.process import ProgramNotFoundError
+from duovisor.spec.loading import build_spec
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+    from duovisor.controlling.images.image import Image
+    from duovisor.controlling.images.probe_client import ProbeClient
+    from duovisor.controlling.images.probe_protocol import BootReport
+    from duovisor.controlling.machine import Machine
+
+BOOT_TIMEOUT_S = 90.0
+
+
+class Guest(NamedTuple):
+    """A booted probe guest and the machine around it."""
+
+    machine: Machine
+    probe: ProbeClient
+    report: BootReport
+
+    async def output(self, command: str, *, timeout_s: float = 60.0) -> str:
+        """Run a command in the guest, which must succeed, and return what it printed."""
+        done = await self.probe.run(command, timeout_s=timeout_s)
+        assert done.exit == 0, f"{command}: {done.output.decode(errors='replace')}"
+        return done.output.decode()
+
+
+@pytest.fixture(scope="session")
+def capabilities() -> HostCapabilities:
+    try:
+        found = read_capabilities(find_directories().cache)
+        found.require_qemu()
+    except ProgramNotFoundError as error:
+        pytest.skip(f"real VMs need QEMU: {error}")
+    return found
+
+
+@pytest.fixture(scope="session")
+def probe_image() -> Image:
+    """The probe image where users keep it, so that a second run is fast."""
+    return build_probe_image(find_directories(), print)
+
+
+@pytest.fixture
+def folders() -> Iterator[Directories]:
+    """State and runtime folders of this test alone; short, as a Unix socket's path has 107 bytes."""
+    root = Path(tempfile.mkdtemp(prefix="dvt-", dir="/tmp"))
+    root.chmod(0o755)
+    directories = Directories(root / "state", root / "run", find_directories().cache)
+    directories.state.mkdir()
+    before = find_processes(root)
+    assert not before
+    yield directories
+    left = [str(path) for path in sorted(root.glob("run/vms/*"))]
+    left += [line for line in Path("/proc/mounts").read_text().splitlines() if str(root) in line]
+    left += find_processes(root)
+    shutil.rmtree(root, ignore_errors=True)
+    assert not left, f"left behind: {left}"
+
+
+def find_processes(root: Path) -> list[str]:
+    """Processes whose command line names a folder of the test."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(root) in command and "pytest" not in command:
+            found.append(f"{path.parent.name}: {command[:120]}")
+    return found
+
+
+@pytest.fixture
+def scratch(folders: Directories) -> Path:
+    """A 64 MiB disk image full of a known pattern: sector n holds n, 64 times."""
+    path = folders.state / "scratch.raw"
+    with path.open("wb") as file:
+        for sector in range(64 << 11):
+            file.write(sector.to_bytes(8, "little") * 64)
+    return path
+
+
+@pytest_asyncio.fixture
+async def boot(
+    folders: Directories, probe_image: Image, capabilities: HostCapabilities
+) -> AsyncIterator[Callable[..., Awaitable[Guest]]]:
+    """Boot the probe guest: ``await boot(design, **specification)``."""
+    async with AsyncExitStack() as stack:
+
+        async def start(design: str, **document: Any) -> Guest:
+            full = {"name": f"t-{design[:5]}", "memory_mib": 256, "design": design, **document}
+            spec = build_spec(add_image(full, probe_image))
+            machine = await stack.enter_async_context(start_machine(spec, capabilities, folders))
+            probe = await stack.enter_async_context(connect_probe(machine.port_path(PORT_NAME)))
+            waiting = asyncio.create_task(probe.wait_booted(BOOT_TIMEOUT_S))
+            lost = asyncio.create_task(machine.wait_partition_lost())
+            done, _ = await asyncio.wait({waiting, lost}, return_when=asyncio.FIRST_COMPLETED)
+            lost.cancel()
+            if waiting not in done:
+                raise lost.result()
+            return Guest(machine, probe, waiting.result())
+
+        yield start
