@@ -203,6 +203,7 @@ async def test_bios_boots_from_a_disk(
 
 
 def build_boot_sector(message: bytes) -> bytes:
-    """A disk of one sector: ds = 0, dx = COM1, si = the message; lodsb and out until the zero; hlt."""
+    """A bootable disk: ds = 0, dx = COM1, si = the message; lodsb and out until the zero; hlt."""
     code = bytes.fromhex("31c0 8ed8 baf803 be157c ac 84c0 7403 ee ebf8 f4 ebfd")
-    return (code + message + b"\0").ljust(510, b"\0") + b"\x55\xaa"
+    sector = (code + message + b"\0").ljust(510, b"\0") + b"\x55\xaa"
+    return sector.ljust(1 << 20, b"\0")  # SeaBIOS passes over a disk of one sector
