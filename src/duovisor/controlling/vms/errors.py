@@ -1,0 +1,50 @@
+"""Errors of the VM manager; the first two share their codes with what a foreground VM raises.
+
+::
+
+    ControllingError
+    ├── MachineNotFoundError
+    │   └── VmNotFoundError        vm-not-found       there is no VM of that name
+    ├── NameInUseError
+    │   └── VmNameInUseError       name-in-use        there is a VM of that name already
+    ├── RevisionConflictError      revision-conflict  somebody else changed the VM first
+    ├── BusyError                  busy               another action on this VM is under way
+    ├── ShutdownTimeoutError       shutdown-timeout   the guest did not shut down in time
+    └── VmChangeError              vm-change-refused  a change that cannot be meant
+"""
+
+from __future__ import annotations
+
+from duovisor.controlling.errors import ControllingError, MachineNotFoundError, NameInUseError
+
+
+class VmNotFoundError(MachineNotFoundError):
+    """There is no VM of that name."""
+
+
+class VmNameInUseError(NameInUseError):
+    """There is a VM of that name already."""
+
+
+class RevisionConflictError(ControllingError):
+    """The VM was changed since the revision that the caller saw."""
+
+    code = "revision-conflict"
+
+
+class BusyError(ControllingError):
+    """Another action on this VM is under way; nothing was changed."""
+
+    code = "busy"
+
+
+class ShutdownTimeoutError(ControllingError):
+    """The guest was asked to shut down and did not in time; it runs on."""
+
+    code = "shutdown-timeout"
+
+
+class VmChangeError(ControllingError):
+    """A change that cannot be meant, such as another name inside the specification."""
+
+    code = "vm-change-refused"

@@ -1,0 +1,155 @@
+"""What the VM manager tells: definitions, states, events, and what it found when it started.
+
+A *record* is what is wanted and is stored, a *status* is what is; they never mix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Generic, TypeVar
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from duovisor.hypervisor.lifecycle import State
+from duovisor.spec.vm import Accelerator, VirtualMachineSpec
+
+T = TypeVar("T")
+Progress = Callable[[int, str], None]
+"""Told how far an action is, in percent, and what it is doing."""
+
+
+def ignore_progress(percent: int, message: str) -> None:
+    """A ``Progress`` for who does not care."""
+
+
+def now() -> datetime:
+    """This moment, in UTC."""
+    return datetime.now(UTC)
+
+
+class Model(BaseModel):
+    """Frozen, and strict about unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Autostart(Model):
+    """Whether a VM starts with the host: lower ``order`` first, then ``delay_s`` seconds of rest."""
+
+    enabled: bool = False
+    order: int = Field(default=0, ge=0, le=9999)
+    delay_s: float = Field(default=0.0, ge=0, le=3600, allow_inf_nan=False)
+
+
+class VmRecord(Model):
+    """A VM as it is wanted; ``revision`` is what a change must have seen (the ETag)."""
+
+    name: str
+    uuid: str
+    spec: VirtualMachineSpec
+    autostart: Autostart
+    created_at: AwareDatetime
+    revision: int
+
+
+class Fault(Model):
+    """Something that went wrong with a VM."""
+
+    at: AwareDatetime
+    message: str
+
+
+class ProcessState(StrEnum):
+    """Whether a process of a running VM is there."""
+
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+class ProcessStatus(Model):
+    """One process of a running VM; ``device`` is what it serves, empty for the VMM."""
+
+    role: str
+    pid: int
+    device: str
+    state: ProcessState
+
+
+class VmStatus(Model):
+    """A VM as it is. ``action`` is what is being done to it; ``faults`` are the latest, oldest first.
+
+    ``restart_needed``: the definition was changed since the VM started.
+    """
+
+    state: State
+    accelerator: Accelerator | None = None
+    accelerator_reason: str = ""
+    pid: int | None = None
+    started_at: AwareDatetime | None = None
+    ended_at: AwareDatetime | None = None
+    processes: tuple[ProcessStatus, ...] = ()
+    faults: tuple[Fault, ...] = ()
+    action: str = ""
+    restart_needed: bool = False
+
+
+class VmView(Model):
+    """A VM: what is wanted and what is."""
+
+    record: VmRecord
+    status: VmStatus
+
+
+class Page(Model, Generic[T]):
+    """Part of a list; ``after`` is what to ask the next part with, ``None`` at the end."""
+
+    items: tuple[T, ...]
+    after: str | None = None
+
+
+class EventKind(StrEnum):
+    """What happened to a VM."""
+
+    CREATED = "created"
+    UPDATED = "updated"
+    RENAMED = "renamed"
+    DELETED = "deleted"
+    STARTED = "started"
+    START_FAILED = "start-failed"
+    PAUSED = "paused"
+    RESUMED = "resumed"
+    RESET = "reset"
+    STOPPED = "stopped"
+    CRASHED = "crashed"
+    FAULT = "fault"
+    ADOPTED = "adopted"
+    ROLLED_BACK = "rolled-back"
+
+
+class VmEvent(Model):
+    """Something that happened to a VM, whoever caused it."""
+
+    kind: EventKind
+    name: str
+    uuid: str
+    message: str = ""
+    at: AwareDatetime = Field(default_factory=now)
+
+
+class RecoveryReport(Model):
+    """What the manager found on the host when it started, and did about it; VMs by name.
+
+    ``adopted`` run on; ``ended`` had ended while nobody looked; ``finished`` are interrupted stops that were
+    completed and ``rolled_back`` interrupted starts that were undone; ``removed`` are leftovers of no VM;
+    ``problems`` are what a person must look at.
+    """
+
+    adopted: tuple[str, ...] = ()
+    ended: tuple[str, ...] = ()
+    finished: tuple[str, ...] = ()
+    rolled_back: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    host_restarted: bool = False
