@@ -12,7 +12,7 @@ from __future__ import annotations
 import fcntl
 import struct
 
-from duovisor.controlling.errors import DiskLockedError
+from duovisor.controlling.errors import DiskFileError, DiskLockedError
 
 PERMISSION_BASE = 100  # RAW_LOCK_PERM_BASE
 SHARED_BASE = 200  # RAW_LOCK_SHARED_BASE
@@ -24,16 +24,22 @@ _FLOCK = struct.Struct("hhqqi4x")  # struct flock on 64-bit Linux: type, whence,
 def lock_disk(descriptor: int, path: str, *, read_only: bool) -> None:
     """Lock an open disk file for one VM: many readers, or one writer.
 
-    Raises ``DiskLockedError`` when another VM or tool uses it in a way that excludes ours.
+    Raises ``DiskLockedError`` when another VM or tool uses it in a way that excludes ours, ``DiskFileError``
+    on a file system without locks.
     """
     used = (CONSISTENT_READ,) if read_only else (CONSISTENT_READ, WRITE)
     unshared = (WRITE, RESIZE)
-    for bit in used:
-        _take(descriptor, PERMISSION_BASE + bit)
-    for bit in unshared:
-        _take(descriptor, SHARED_BASE + bit)
+    wanted = [PERMISSION_BASE + bit for bit in used] + [SHARED_BASE + bit for bit in unshared]
     opposite = [SHARED_BASE + bit for bit in used] + [PERMISSION_BASE + bit for bit in unshared]
-    if any(_is_taken_by_other(descriptor, byte) for byte in opposite):
+    try:
+        for byte in wanted:
+            _take(descriptor, byte)
+        free = not any(_is_taken_by_other(descriptor, byte) for byte in opposite)
+    except (BlockingIOError, PermissionError):  # a tool that locks the whole file, not as QEMU does
+        free = False
+    except OSError as error:
+        raise DiskFileError(f"cannot lock {path}: its file system says {error.strerror}") from error
+    if not free:
         raise DiskLockedError(
             f"{path} is in use by another VM or disk tool",
             remedy="stop the other user; `fuser -v FILE` names it; read_only disks can be shared",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import stat
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,8 @@ def _own(folder: Path) -> int:
             folder.mkdir(parents=True, exist_ok=True, mode=0o711)
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
+            if _may_retry(folder, error):
+                continue  # its last owner removes it just now
             raise ControllingError(
                 f"cannot make the run folder {folder}: {error.strerror}", remedy="set DUOVISOR_RUNTIME_DIR"
             ) from error
@@ -50,9 +53,28 @@ def _own(folder: Path) -> int:
             raise NameInUseError(
                 f"a VM named {folder.name!r} runs already", remedy="choose another --name, or stop that one"
             )
-        if folder.exists() and folder.stat().st_ino == os.fstat(lock).st_ino:
+        if _is_still(folder, lock):
             return lock
         os.close(lock)  # its last owner removed it between our mkdir and our lock
+
+
+def _may_retry(folder: Path, error: OSError) -> bool:
+    """Whether the folder came or went between two of our steps, rather than something being in its place."""
+    if not isinstance(error, FileNotFoundError | FileExistsError):
+        return False
+    try:
+        return stat.S_ISDIR(folder.lstat().st_mode)
+    except FileNotFoundError:
+        return folder.parent.is_dir()
+    except OSError:
+        return False
+
+
+def _is_still(folder: Path, lock: int) -> bool:
+    try:
+        return os.path.samestat(folder.stat(), os.fstat(lock))
+    except FileNotFoundError:
+        return False
 
 
 def has_owner(folder: Path) -> bool:
