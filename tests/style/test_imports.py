@@ -1,0 +1,90 @@
+"""The import law: each layer knows only what is below it."""
+
+from __future__ import annotations
+
+import ast
+import sys
+
+import pytest
+from tests.style.source_tree import LAYERS, Module, list_imports, read_modules
+
+FOUNDATION = "foundation"  # errors, process, directories and the other modules beside the packages
+PACKAGES = (*LAYERS, "spec", "cli")
+
+# who → whom it may import, besides itself; a module of the foundation can be named alone
+LAW = {
+    FOUNDATION: set[str](),
+    "spec": {"errors"},
+    "channel": {"errors"},
+    "hardware": {FOUNDATION, "spec"},
+    "hypervisor": {FOUNDATION, "spec", "hardware", "channel"},
+    "controlling.drivers": {"errors", "channel"},
+    "controlling": {FOUNDATION, "spec", "hardware", "hypervisor", "channel", "controlling.drivers"},
+    "cli": {FOUNDATION, "spec", "hardware", "hypervisor", "controlling"},
+}
+ONLY_STANDARD_LIBRARY = {"channel", "controlling.drivers"}  # their imports are a guest-visible pause
+
+
+def find_place(name: str) -> str:
+    """The part of the law that a module below ``duovisor`` comes under."""
+    if name.startswith("controlling.drivers"):
+        return "controlling.drivers"
+    first = name.partition(".")[0]
+    if first == "__main__":
+        return "cli"
+    return first if first in PACKAGES else FOUNDATION
+
+
+def find_violations(name: str, tree: ast.Module) -> list[str]:
+    """What a module imports against the law."""
+    place = find_place(name)
+    found = []
+    for imported in list_imports(tree):
+        package, _, rest = imported.partition(".")
+        if package != "duovisor":
+            if place in ONLY_STANDARD_LIBRARY and package not in sys.stdlib_module_names:
+                found.append(imported)
+        elif rest and not rest.startswith("__"):
+            target = find_place(rest)
+            allowed = {target, rest.partition(".")[0]} & LAW[place]
+            if target != place and not allowed:
+                found.append(imported)
+    return found
+
+
+@pytest.mark.parametrize("module", read_modules(), ids=lambda module: module.name or "duovisor")
+def test_module_keeps_the_law(module: Module) -> None:
+    assert find_violations(module.name, module.tree) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("hardware.pci", "from duovisor.hypervisor import plan"),
+        ("hypervisor.vmm", "def f():\n    import duovisor.controlling.machine"),
+        ("hypervisor.vmm", "from duovisor.cli.output import print_json"),
+        ("controlling.machine", "from duovisor.cli import output"),
+        ("channel.session", "from duovisor import process"),
+        ("channel.session", "import pydantic"),
+        ("controlling.drivers.block", "from duovisor.controlling.errors import ControllingError"),
+        ("controlling.drivers.block", "if TYPE_CHECKING:\n    from duovisor.spec.vm import DiskSpec"),
+        ("spec.vm", "from duovisor.process import run"),
+        ("process", "from duovisor.spec.vm import Design"),
+        ("cli.run", "from duovisor.channel.session import Session"),
+    ],
+)
+def test_the_law_sees_each_kind_of_violation(name: str, source: str) -> None:
+    assert len(find_violations(name, ast.parse(source))) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("controlling.machine", "from duovisor.hypervisor.vmm import Vmm"),
+        ("controlling.drivers.block", "from duovisor.channel.device import VirtioDevice\nimport os"),
+        ("cli.main", "from duovisor import __version__"),
+        ("hardware.qemu", "from duovisor import process"),
+    ],
+)
+def test_the_law_allows_what_is_below(name: str, source: str) -> None:
+    assert find_violations(name, ast.parse(source)) == []
