@@ -98,19 +98,22 @@ def _read_process(
 
 
 def _host_access(pid: int, machine: MachineDescription) -> Iterator[str]:
-    yield from sorted(set(_held(pid, machine)))
-    for namespace, meaning in (
-        ("mnt", "host file system"),
-        ("net", "host network"),
-        ("pid", "host processes"),
-    ):
-        if _namespace(pid, namespace) == _namespace("self", namespace):
-            yield meaning
+    try:
+        yield from sorted(set(_held(pid, machine)))
+        for namespace, meaning in (
+            ("mnt", "host file system"),
+            ("net", "host network"),
+            ("pid", "host processes"),
+        ):
+            if _namespace(pid, namespace) == _namespace("self", namespace):
+                yield meaning
+    except PermissionError:
+        yield "unknown: this user may not look into the process"
 
 
 def _held(pid: int, machine: MachineDescription) -> Iterator[str]:
     """What the process's descriptors and mappings stand for."""
-    images = {_identity(Path(disk.path)): disk for disk in machine.spec.disks}
+    images = {_find_identity(disk.path): disk for disk in machine.spec.disks}
     for link in (PROC / str(pid) / "fd").iterdir():
         try:
             target, status = os.readlink(link), link.stat()
@@ -127,13 +130,20 @@ def _held(pid: int, machine: MachineDescription) -> Iterator[str]:
         yield "guest memory"
 
 
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.stat()
+def _find_identity(path: str) -> tuple[int, int] | None:
+    """What tells the file from every other; None when it is not under that name any more."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
     return status.st_dev, status.st_ino
 
 
 def _maps(pid: int, memory_file: str) -> bool:
-    wanted = Path(memory_file).stat().st_ino
+    identity = _find_identity(memory_file)
+    if identity is None:
+        return False
+    wanted = identity[1]
     for line in (PROC / str(pid) / "maps").read_text().splitlines():
         fields = line.split(maxsplit=5)
         if len(fields) > 4 and int(fields[4]) == wanted:

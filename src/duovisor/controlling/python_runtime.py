@@ -5,6 +5,7 @@ Asked of the interpreter and the dynamic loader once, and cached: both answers c
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -55,10 +56,11 @@ def find_python_files(cache_dir: Path, programs: Iterable[Path] = ()) -> tuple[t
     except (OSError, ValueError, KeyError, TypeError):
         pass  # no cache, or not one of ours: ask again
     files = _ask(programs)
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    fresh = cache.with_suffix(f".{os.getpid()}")
-    fresh.write_text(json.dumps({"key": key, "files": [(str(source), target) for source, target in files]}))
-    fresh.replace(cache)
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time only
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        fresh = cache.with_suffix(f".{os.getpid()}")
+        fresh.write_text(json.dumps({"key": key, "files": [(str(path), target) for path, target in files]}))
+        fresh.replace(cache)
     return files
 
 
