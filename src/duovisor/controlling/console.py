@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
+from duovisor.controlling.console_log import ConsoleLog
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -17,7 +19,7 @@ READ_BYTES = 16 << 10
 class Console:
     """A connection to the serial console of one VM; ``attach`` may be called by several viewers."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, log: Path) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, log: ConsoleLog) -> None:
         self.scrollback = bytearray()
         self._reader = reader
         self._writer = writer
@@ -28,13 +30,14 @@ class Console:
     @classmethod
     async def connect(cls, path: Path, log: Path) -> Console:
         """Connect to the console's socket; what the guest prints is appended to ``log``."""
-        return cls(*await asyncio.open_unix_connection(path), log)
+        reader, writer = await asyncio.open_unix_connection(path)
+        return cls(reader, writer, ConsoleLog(log))
 
     async def _run(self) -> None:
         # read without pause: a full socket would hold up the guest's own writes
-        with self._log.open("ab", buffering=0) as log:
+        with contextlib.suppress(ConnectionError), contextlib.closing(self._log):
             while data := await self._reader.read(READ_BYTES):
-                log.write(data)
+                self._log.write(data)
                 self.scrollback += data
                 del self.scrollback[:-SCROLLBACK_BYTES]
                 for show in tuple(self._viewers):

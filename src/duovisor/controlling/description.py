@@ -1,89 +1,166 @@
-"""What a running VM's run folder tells other commands: ``machine.json``, written by the VM's owner."""
+"""What a VM's run folder tells: ``machine.json``, written by its owner before each step of a start.
+
+It is for other commands, which look at running VMs, and for the owner's successor: whatever is named here
+may be on the host, and nothing else of this VM is. So it names each process before its program begins.
+"""
 
 from __future__ import annotations
 
 import os
-import time
+from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from duovisor.controlling.errors import MachineNotFoundError
-from duovisor.controlling.run_folder import has_owner
+from duovisor.controlling.run_folder import has_owner, list_run_folders
+from duovisor.hypervisor.plan import LaunchPlan
+from duovisor.process_identity import ProcessIdentity, is_living, read_children
 from duovisor.spec.vm import Accelerator, VirtualMachineSpec
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from duovisor.controlling.machine import Machine
+    from duovisor.process import Process
 
 FILE = "machine.json"
+VMM_ROLE = "vmm"
+
+
+class Phase(StrEnum):
+    """How far a start has come; a VM that was ``running`` once can be adopted."""
+
+    STARTING = "starting"
+    RUNNING = "running"
 
 
 class ProcessDescription(BaseModel):
-    """One process of a VM; ``pid`` is the program's own, ``device`` what it serves."""
+    """One process of a VM; ``pid`` is the program's own, ``device`` what it serves.
+
+    ``watched_pid`` is the process that was started, in a sandbox bubblewrap's; with ``start_ticks`` it is
+    told from a later process of the same number.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     role: str
     pid: int
     device: str = ""
+    watched_pid: int
+    start_ticks: int
+    sandboxed: bool
+    argv: tuple[str, ...]
+    log: str
+
+    @property
+    def identity(self) -> ProcessIdentity:
+        return ProcessIdentity(self.watched_pid, self.start_ticks)
 
 
-class MachineDescription(BaseModel):
-    """A running VM as its owner sees it."""
+class PlanDescription(BaseModel):
+    """What of a launch plan is needed after the launch."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    argv: tuple[str, ...]
+    sockets: tuple[str, ...]
+    channels: tuple[str, ...]
+
+
+class MachineDescription(BaseModel):
+    """A VM that runs, or was about to, as its owner sees it. ``uuid`` is empty for a VM in the foreground."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    uuid: str
+    phase: Phase
     spec: VirtualMachineSpec
     accelerator: Accelerator
     accelerator_reason: str
     owner_pid: int
     memory_file: str
     started_at: float  # seconds since 1970
-    processes: tuple[ProcessDescription, ...]
+    plan: PlanDescription
+    processes: tuple[ProcessDescription, ...] = ()
+
+    def build_plan(self) -> LaunchPlan:
+        """The launch plan as it was carried out; its sandbox is up and no longer planned."""
+        return LaunchPlan(
+            name=self.spec.name,
+            design=self.spec.design,
+            accelerator=self.accelerator,
+            argv=self.plan.argv,
+            sockets=self.plan.sockets,
+            channels=self.plan.channels,
+            memory_file=Path(self.memory_file),
+            memory_mib=self.spec.memory_mib,
+            sandbox=None,
+        )
 
 
 def describe_machine(machine: Machine) -> MachineDescription:
     """The description of a machine whose processes run."""
-    assert machine.vmm.process is not None
-    vmm = ProcessDescription(role="vmm", pid=machine.vmm.process.program_pid())
-    partitions = [
-        ProcessDescription(role=process.role, pid=process.program_pid(), device=name)
-        for name, process in machine.partitions.items()
-    ]
-    return MachineDescription(
-        spec=machine.spec,
-        accelerator=machine.decision.accelerator,
-        accelerator_reason=machine.decision.reason,
-        owner_pid=os.getpid(),
-        memory_file=str(machine.vmm.plan.memory_file),
-        started_at=time.time(),
-        processes=(vmm, *partitions),
+    return machine.description
+
+
+def describe_process(process: Process, device: str = "") -> ProcessDescription:
+    """The description of a process that was just started, or runs."""
+    return ProcessDescription(
+        role=process.role,
+        pid=process.program_pid(),
+        device=device,
+        watched_pid=process.pid,
+        start_ticks=process.identity.start_ticks,
+        sandboxed=process.sandboxed,
+        argv=process.argv,
+        log=process.log.name,
     )
 
 
-def write_description(machine: Machine) -> None:
-    """Write the machine's description into its run folder, whole or not at all."""
-    fresh = machine.run_dir / f"{FILE}.new"
-    fresh.write_text(describe_machine(machine).model_dump_json(indent=2))
-    fresh.replace(machine.run_dir / FILE)
+def find_program(process: ProcessDescription) -> ProcessDescription:
+    """The same process with the program's own number, which bubblewrap's child has only after a moment."""
+    if not process.sandboxed:
+        return process
+    pid = next(iter(read_children(process.watched_pid)), process.watched_pid)
+    return process.model_copy(update={"pid": pid})
+
+
+def is_alive(machine: MachineDescription) -> bool:
+    """Whether any process of the machine is there."""
+    return any(is_living(process.identity) for process in machine.processes)
+
+
+def write_description(folder: Path, machine: MachineDescription) -> None:
+    """Write the description into the VM's run folder, whole or not at all."""
+    fresh = folder / f"{FILE}.{os.getpid()}"
+    fresh.write_text(machine.model_dump_json(indent=2))
+    fresh.replace(folder / FILE)
+
+
+def load_description(folder: Path) -> MachineDescription | None:
+    """What a run folder tells; ``None`` when nothing was written yet, or by another duovisor."""
+    try:
+        return MachineDescription.model_validate_json((folder / FILE).read_text())
+    except (OSError, ValidationError):
+        return None
 
 
 def list_running(vms: Path) -> list[str]:
     """The names of the VMs that run, sorted."""
-    if not vms.is_dir():
-        return []
-    return sorted(folder.name for folder in vms.iterdir() if (folder / FILE).exists() and has_owner(folder))
+    return [name for name in list_run_folders(vms) if _find_running(vms / name) is not None]
 
 
 def read_description(vms: Path, name: str) -> MachineDescription:
     """The description of a running VM. Raises ``MachineNotFoundError``."""
-    folder = vms / name
-    try:
-        if has_owner(folder):
-            return MachineDescription.model_validate_json((folder / FILE).read_text())
-    except (OSError, ValidationError) as error:
-        raise MachineNotFoundError(f"VM {name!r} is just starting or ending") from error
+    found = _find_running(vms / name)
+    if found is not None:
+        return found
+    if has_owner(vms / name):
+        raise MachineNotFoundError(f"VM {name!r} is just starting or ending")
     names = ", ".join(list_running(vms)) or "none"
     raise MachineNotFoundError(f"no VM named {name!r} runs", remedy=f"running: {names}")
+
+
+def _find_running(folder: Path) -> MachineDescription | None:
+    machine = load_description(folder)
+    return machine if machine and machine.phase is Phase.RUNNING and is_alive(machine) else None

@@ -1,52 +1,54 @@
 """A virtual machine as a whole: one VMM, and in the microkernelized design its driver partitions.
 
-``start_machine`` is the one way to run a VM in either design. Everything it makes on the host is taken away
-again when it is left, in reverse order, whatever happened in between.
+``Machine.start`` is the one way to run a VM in either design. A machine ends in one of two ways: ``clean_up``
+takes away everything it made on the host, in reverse order, whatever happened in between; ``detach`` leaves
+it running for ``Machine.adopt``, in this process or another.
 """
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+import os
+import time
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from duovisor.controlling.console import Console
-from duovisor.controlling.description import write_description
-from duovisor.controlling.disk_files import open_disk
+from duovisor.controlling.description import (
+    MachineDescription,
+    Phase,
+    PlanDescription,
+    describe_process,
+    find_program,
+    write_description,
+)
 from duovisor.controlling.errors import PartitionError
+from duovisor.controlling.leftovers import adopt_process
+from duovisor.controlling.machine_checks import check_start
+from duovisor.controlling.machine_place import Place, make_place
 from duovisor.controlling.memory_folder import open_memory_folder
 from duovisor.controlling.network_helper import start_network_helper
 from duovisor.controlling.partition import PartitionEnvironment, start_storage_partition
-from duovisor.controlling.preflight import (
-    check_boot_files,
-    check_memory,
-    choose_accelerator,
-    copy_uefi_variables,
-    find_kvm_gids,
-    find_ovmf,
-    find_sandbox_tools,
-)
 from duovisor.controlling.python_runtime import find_python_files
-from duovisor.controlling.run_folder import open_run_folder
-from duovisor.hypervisor.build import build_launch_plan
-from duovisor.hypervisor.plan import VmmPaths
+from duovisor.hardware.accelerator import AcceleratorDecision
+from duovisor.hypervisor.errors import VmmGoneError
 from duovisor.hypervisor.qemu.console import CONSOLE_SOCKET, port_socket
 from duovisor.hypervisor.qemu.disks import disk_socket
 from duovisor.hypervisor.qemu.nics import nic_socket
 from duovisor.hypervisor.vmm import Vmm
-from duovisor.sandbox import uid_of
 from duovisor.spec.vm import Design
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from duovisor.controlling.disk_files import OpenDisk
+    from duovisor.controlling.machine_checks import CheckedStart
+    from duovisor.controlling.run_folder import RunFolder
     from duovisor.directories import Directories
-    from duovisor.hardware.accelerator import AcceleratorDecision
     from duovisor.hardware.capabilities import HostCapabilities
+    from duovisor.hypervisor.plan import LaunchPlan
     from duovisor.process import Process
-    from duovisor.sandbox import SandboxTools
     from duovisor.spec.vm import VirtualMachineSpec
 
 SHUTDOWN_GRACE_S = 20.0
@@ -55,15 +57,105 @@ SHUTDOWN_GRACE_S = 20.0
 class Machine:
     """A running virtual machine: its VMM, the processes beside it, and its console."""
 
-    def __init__(
-        self, spec: VirtualMachineSpec, decision: AcceleratorDecision, vmm: Vmm, run_dir: Path
-    ) -> None:
-        self.spec = spec
-        self.decision = decision
+    def __init__(self, description: MachineDescription, vmm: Vmm, place: Place) -> None:
+        self.spec = description.spec
+        self.decision = AcceleratorDecision(description.accelerator, description.accelerator_reason)
+        self.description = description
         self.vmm = vmm
-        self.run_dir = run_dir
+        self.run_dir = place.folder.path
         self.partitions: dict[str, Process] = {}
         self.console: Console
+        self._place = place
+
+    @classmethod
+    async def start(
+        cls,
+        spec: VirtualMachineSpec,
+        capabilities: HostCapabilities,
+        directories: Directories,
+        *,
+        uuid: str = "",
+        die_with_owner: bool = False,
+        console_log: Path | None = None,
+    ) -> Machine:
+        """Start a VM in the design of its specification.
+
+        ``uuid`` names it to who may adopt it; without one it is undone when its owner was killed.
+        ``die_with_owner``: the kernel ends the VM's processes when this one is killed. What the guest prints
+        is kept in ``console_log``, by default in the run folder. Raises ``DuovisorError``, with everything
+        undone; every check that can be made is made before the first process starts.
+        """
+        checked = check_start(spec, capabilities)
+        place = await make_place(spec.name, directories, checked.open_disks)
+        try:
+            plan = checked.build_plan(place.folder.path, place.memory.path / spec.name)
+            machine = cls(_describe(checked, plan, uuid), Vmm(plan, place.folder.path, checked.tools), place)
+        except BaseException:
+            place.remove()
+            raise
+        try:
+            machine._write(machine.description)  # from here on a successor can undo what we do
+            machine.vmm.prepare()
+            if spec.design is Design.MICROKERNELIZED:
+                machine._start_partitions(checked, directories.cache)
+            machine.vmm.launch(die_with_owner=die_with_owner, record=machine._record)
+            await machine._run()
+            await machine._settle(console_log)
+        except BaseException:
+            await machine.clean_up()
+            raise
+        return machine
+
+    @classmethod
+    async def adopt(
+        cls, folder: RunFolder, description: MachineDescription, directories: Directories, console_log: Path
+    ) -> Machine:
+        """Take over a VM that runs without an owner; ``folder`` is its run folder and goes over to it.
+
+        Partitions that have ended meanwhile are missing from ``partitions``. Raises ``VmmGoneError`` when the
+        VMM has ended, ``VmmStartError`` when it never ran its guest, ``QmpError`` or ``QmpTimeoutError``;
+        then nothing has changed and ``folder`` is the caller's.
+        """
+        place = Place(folder, open_memory_folder(directories.runtime))
+        machine = cls(description, Vmm(description.build_plan(), folder.path), place)
+        running = {each.device: adopt_process(each, folder.path) for each in description.processes}
+        vmm = running.pop("", None)
+        machine.partitions = {name: process for name, process in running.items() if process is not None}
+        try:
+            if vmm is None:
+                raise VmmGoneError(f"{description.spec.name}: the VMM has ended")
+            await machine.vmm.adopt(vmm)
+            await machine._settle(console_log)
+        except BaseException:
+            await machine._let_go()
+            place.memory.release()
+            raise
+        return machine
+
+    async def clean_up(self) -> None:
+        """End the VM and remove all it left on the host; the disks' content stays."""
+        async with AsyncExitStack() as stack:
+            stack.callback(self._place.remove)
+            for partition in self.partitions.values():
+                # with the VMM gone their channel is closed and most have ended by themselves
+                stack.push_async_callback(partition.stop, grace_s=1.0)
+            stack.push_async_callback(self.vmm.clean_up)
+            stack.push_async_callback(self._close_console)
+
+    async def detach(self) -> None:
+        """Let go of the VM, which runs on; this object is of no use any more."""
+        await self._let_go()
+        self._place.release()
+
+    async def _let_go(self) -> None:
+        await self._close_console()
+        await self.vmm.detach()
+        for partition in self.partitions.values():
+            partition.release()
+
+    async def _close_console(self) -> None:
+        if hasattr(self, "console"):
+            await self.console.close()
 
     def port_path(self, port: str) -> Path:
         """The Unix socket of the virtio-serial port with this name. Raises ``ValueError``."""
@@ -85,12 +177,66 @@ class Machine:
             if not waits:
                 await asyncio.Future()  # nothing can be lost
             done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            name = waits[done.pop()]
-            lost = self.partitions[name]
-            return PartitionError(f"{self.spec.name}: {lost.role} of {name}: {lost.failure().message}")
+            return self.describe_loss(waits[done.pop()])
         finally:
             for task in waits:
                 task.cancel()
+
+    def describe_loss(self, name: str) -> PartitionError:
+        """What to say of the partition of the device ``name``, which has ended."""
+        lost = self.partitions[name]
+        return PartitionError(f"{self.spec.name}: {lost.role} of {name}: {lost.failure().message}")
+
+    def _write(self, description: MachineDescription) -> None:
+        self.description = description
+        write_description(self.run_dir, description)
+
+    def _record(self, process: Process, device: str = "") -> None:
+        """Note a process before its program begins."""
+        processes = (*self.description.processes, describe_process(process, device))
+        self._write(self.description.model_copy(update={"processes": processes}))
+
+    def _start_partitions(self, checked: CheckedStart, cache_dir: Path) -> None:
+        tools = checked.tools
+        environment = PartitionEnvironment(
+            vm_name=self.spec.name,
+            run_dir=self.run_dir,
+            tools=tools,
+            python_files=find_python_files(cache_dir, (tools.setpriv,) if tools.as_root else ()),
+        )
+        for index, (disk, opened) in enumerate(zip(self.spec.disks, checked.disks, strict=True)):
+            name = disk_socket(index)
+            self.partitions[name] = start_storage_partition(
+                environment, name, disk, opened, partial(self._record, device=name)
+            )
+        passt = checked.capabilities.tools.passt
+        for index, nic in enumerate(self.spec.nics):
+            name = nic_socket(index)
+            self.partitions[name] = start_network_helper(
+                passt, self.run_dir, name, nic, partial(self._record, device=name)
+            )
+
+    async def _run(self) -> None:
+        """Start the processors; a partition that dies meanwhile would leave the VMM waiting for ever."""
+        run = asyncio.create_task(self.vmm.run())
+        lost = asyncio.create_task(self.wait_partition_lost())
+        try:
+            await asyncio.wait({run, lost}, return_when=asyncio.FIRST_COMPLETED)
+            if not run.done():
+                raise lost.result()
+            await run
+        finally:
+            for task in (run, lost):
+                task.cancel()
+            await asyncio.gather(run, lost, return_exceptions=True)
+
+    async def _settle(self, console_log: Path | None) -> None:
+        """The VMM runs: listen to its console, and tell others that it does."""
+        log = console_log or self.run_dir / "console.log"
+        self.console = await Console.connect(self.vmm.socket_path(CONSOLE_SOCKET), log)
+        processes = tuple(find_program(process) for process in self.description.processes)
+        changes = {"phase": Phase.RUNNING, "owner_pid": os.getpid(), "processes": processes}
+        self._write(self.description.model_copy(update=changes))
 
 
 @asynccontextmanager
@@ -101,88 +247,26 @@ async def start_machine(
     *,
     die_with_owner: bool = True,
 ) -> AsyncIterator[Machine]:
-    """Start a VM in the design of its specification; on leaving, end it and remove all it left.
+    """Start a VM in the foreground; on leaving, end it and remove all it left.
 
-    ``die_with_owner``: the kernel ends the VM's processes when this one is killed.
-    Raises ``DuovisorError``: every check that can be made is made before the first process starts.
+    Raises as ``Machine.start``.
     """
-    qemu_path, qemu = capabilities.require_qemu()
-    decision = choose_accelerator(spec, capabilities)
-    check_memory(spec, capabilities.memory_total_mib)
-    check_boot_files(spec)
-    tools = find_sandbox_tools(spec.design, capabilities)
-    async with AsyncExitStack() as stack:
-        with ExitStack() as disk_stack:
-            disks = [disk_stack.enter_context(open_disk(disk)) for disk in spec.disks]
-            block_devices = {disk.path for disk, opened in zip(spec.disks, disks, strict=True) if opened[2]}
-            if spec.design is Design.MICROKERNELIZED:
-                stack.push(disk_stack.pop_all())  # else QEMU opens and locks them itself
-        run_dir = stack.enter_context(open_run_folder(directories.vms, spec.name))
-        memory_file = stack.enter_context(open_memory_folder(directories.runtime)) / spec.name
-        memory_file.unlink(missing_ok=True)  # left by a killed owner: the name is ours now
-        uefi_code, uefi_template = find_ovmf()
-        owner = uid_of(spec.name) if tools.as_root and spec.design is Design.MICROKERNELIZED else None
-        paths = VmmPaths(
-            qemu=qemu_path,
-            memory_file=memory_file,
-            uefi_code=uefi_code,
-            uefi_vars=copy_uefi_variables(spec, uefi_template, run_dir / "uefi-vars.fd", owner),
-            block_devices=frozenset(block_devices),
-        )
-        plan = build_launch_plan(spec, qemu, decision.accelerator, paths, find_kvm_gids(capabilities))
-        machine = Machine(spec, decision, Vmm(plan, run_dir, tools), run_dir)
-        stack.push_async_callback(_stop_partitions, machine)
-        stack.push_async_callback(machine.vmm.clean_up)
-        machine.vmm.prepare()
-        if spec.design is Design.MICROKERNELIZED:
-            _start_partitions(machine, disks, capabilities, tools, directories.cache)
-        machine.vmm.launch(die_with_owner=die_with_owner)
-        await _run(machine)
-        machine.console = await Console.connect(
-            machine.vmm.socket_path(CONSOLE_SOCKET), run_dir / "console.log"
-        )
-        stack.push_async_callback(machine.console.close)
-        write_description(machine)
-        yield machine
-
-
-def _start_partitions(
-    machine: Machine,
-    disks: Sequence[OpenDisk],
-    capabilities: HostCapabilities,
-    tools: SandboxTools,
-    cache_dir: Path,
-) -> None:
-    environment = PartitionEnvironment(
-        vm_name=machine.spec.name,
-        run_dir=machine.run_dir,
-        tools=tools,
-        python_files=find_python_files(cache_dir, (tools.setpriv,) if tools.as_root else ()),
-    )
-    for index, (disk, opened) in enumerate(zip(machine.spec.disks, disks, strict=True)):
-        name = disk_socket(index)
-        machine.partitions[name] = start_storage_partition(environment, name, disk, opened)
-    for index, nic in enumerate(machine.spec.nics):
-        name = nic_socket(index)
-        machine.partitions[name] = start_network_helper(capabilities.tools.passt, machine.run_dir, name, nic)
-
-
-async def _run(machine: Machine) -> None:
-    """Start the processors; a partition that dies meanwhile would leave the VMM waiting for it for ever."""
-    run = asyncio.create_task(machine.vmm.run())
-    lost = asyncio.create_task(machine.wait_partition_lost())
+    machine = await Machine.start(spec, capabilities, directories, die_with_owner=die_with_owner)
     try:
-        await asyncio.wait({run, lost}, return_when=asyncio.FIRST_COMPLETED)
-        if not run.done():
-            raise lost.result()
-        await run
+        yield machine
     finally:
-        for task in (run, lost):
-            task.cancel()
-        await asyncio.gather(run, lost, return_exceptions=True)
+        await machine.clean_up()
 
 
-async def _stop_partitions(machine: Machine) -> None:
-    """End the partitions: with the VMM gone their channel is closed and most have ended by themselves."""
-    for partition in machine.partitions.values():
-        await partition.stop(grace_s=1.0)
+def _describe(checked: CheckedStart, plan: LaunchPlan, uuid: str) -> MachineDescription:
+    return MachineDescription(
+        uuid=uuid,
+        phase=Phase.STARTING,
+        spec=checked.spec,
+        accelerator=checked.decision.accelerator,
+        accelerator_reason=checked.decision.reason,
+        owner_pid=os.getpid(),
+        memory_file=str(plan.memory_file),
+        started_at=time.time(),
+        plan=PlanDescription(argv=plan.argv, sockets=plan.sockets, channels=plan.channels),
+    )

@@ -35,10 +35,13 @@ def build_passt_argv(passt: Path, nic: NicSpec, channel: int) -> tuple[str, ...]
     return tuple(argv)
 
 
-def start_network_helper(passt: Path | None, run_dir: Path, name: str, nic: NicSpec) -> process.Process:
+def start_network_helper(
+    passt: Path | None, run_dir: Path, name: str, nic: NicSpec, record: process.Record | None = None
+) -> process.Process:
     """Start passt for the card whose socket ``name`` listens already.
 
-    Raises ``HostLacksError`` without passt, ``PartitionError`` when nobody listens.
+    ``record`` is told of the process before passt begins. Raises ``HostLacksError`` without passt and
+    ``PartitionError`` when nobody listens.
     """
     if passt is None:
         raise HostLacksError(
@@ -55,4 +58,5 @@ def start_network_helper(passt: Path | None, run_dir: Path, name: str, nic: NicS
             role="network helper",
             log=run_dir / f"{name}.log",
             pass_fds=(channel.fileno(),),
+            record=record,
         )

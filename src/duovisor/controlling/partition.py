@@ -61,11 +61,16 @@ def build_storage_argv(disk: DiskSpec, channel: int, image: int) -> tuple[str, .
 
 
 def start_storage_partition(
-    environment: PartitionEnvironment, name: str, disk: DiskSpec, opened: OpenDisk
+    environment: PartitionEnvironment,
+    name: str,
+    disk: DiskSpec,
+    opened: OpenDisk,
+    record: process.Record | None = None,
 ) -> process.Process:
     """Start the storage driver of one disk on the channel ``name``, whose socket listens already.
 
-    Raises ``PartitionError`` when nobody listens there.
+    ``record`` is told of the process before the driver begins. Raises ``PartitionError`` when nobody
+    listens there.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
         try:
@@ -83,4 +88,5 @@ def start_storage_partition(
             log=environment.run_dir / f"{name}.log",
             pass_fds=descriptors,
             sandboxed=True,
+            record=record,
         )

@@ -1,7 +1,7 @@
 """The run folder of a VM: ``<runtime>/vms/NAME`` with its sockets, logs and what other commands may know.
 
 The owner holds a lock (flock) on the folder for as long as it lives. A folder without an owner was left by
-a killed process and is taken over.
+a killed process: what it describes is either adopted or undone, and only then may another VM use the name.
 """
 
 from __future__ import annotations
@@ -10,30 +10,55 @@ import fcntl
 import os
 import shutil
 import stat
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from duovisor.controlling.errors import ControllingError, NameInUseError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 
-@contextmanager
-def open_run_folder(vms: Path, name: str) -> Iterator[Path]:
-    """Make and own the run folder of ``name``; removed with all it holds on leaving.
+class RunFolder:
+    """A run folder that this process owns.
+
+    As a context manager it gives the path and is removed at the end.
+    """
+
+    def __init__(self, path: Path, lock: int) -> None:
+        self.path = path
+        self._lock = lock
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Remove the folder with all it holds; nobody owns the name any more."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock)
+
+    def release(self) -> None:
+        """Let go of the folder, which stays for its next owner."""
+        os.close(self._lock)
+
+
+def open_run_folder(vms: Path, name: str) -> RunFolder:
+    """Make the run folder of ``name`` if it is not there, and own it.
 
     Raises ``NameInUseError`` when another process owns it.
     """
     folder = vms / name
-    lock = _own(folder)
+    return RunFolder(folder, _own(folder))
+
+
+def list_run_folders(vms: Path) -> list[str]:
+    """The names of all run folders, with an owner or without, sorted."""
     try:
-        _empty(folder)
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
+        return sorted(folder.name for folder in vms.iterdir() if folder.is_dir())
+    except FileNotFoundError:
+        return []
 
 
 def _own(folder: Path) -> int:
@@ -95,11 +120,3 @@ def _try_lock(lock: int, kind: int = fcntl.LOCK_EX) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()

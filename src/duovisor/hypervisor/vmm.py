@@ -2,6 +2,7 @@
 
 The order of a start matters: ``prepare`` binds the sockets, so that drivers may connect; ``launch`` starts
 the process, which waits for its drivers; ``run`` greets it over QMP and lets the processors go.
+``detach`` leaves it running, and ``adopt`` takes over what another process left so.
 """
 
 from __future__ import annotations
@@ -23,17 +24,30 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from duovisor.hypervisor.plan import LaunchPlan
+    from duovisor.process import Record
     from duovisor.sandbox import SandboxTools
 
 START_TIMEOUT_S = 30.0
 END_TIMEOUT_S = 2.0
 LIVE = frozenset({State.RUNNING, State.PAUSED})
+# QEMU's RunState (qapi/run-state.json) of a VMM that has run its guest
+STATES = {
+    "running": State.RUNNING,
+    "suspended": State.RUNNING,
+    "paused": State.PAUSED,
+    "debug": State.PAUSED,
+    "io-error": State.PAUSED,
+    "internal-error": State.PAUSED,
+    "guest-panicked": State.PAUSED,
+    "watchdog": State.PAUSED,
+    "shutdown": State.STOPPING,
+}
 
 
 class Vmm:
     """A VMM process and the life cycle of its machine."""
 
-    def __init__(self, plan: LaunchPlan, run_dir: Path, tools: SandboxTools) -> None:
+    def __init__(self, plan: LaunchPlan, run_dir: Path, tools: SandboxTools | None = None) -> None:
         self.plan = plan
         self.run_dir = run_dir
         self.lifecycle = Lifecycle(plan.name)
@@ -55,7 +69,7 @@ class Vmm:
     def prepare(self) -> None:
         """Make the memory file and bind the sockets. Raises ``HypervisorError``; ``clean_up`` undoes it."""
         sandbox = self.plan.sandbox
-        owner = sandbox.uid if sandbox is not None and self._tools.as_root else None
+        owner = sandbox.uid if sandbox and self._tools and self._tools.as_root else None
         create_memory_file(self.plan.memory_file, self.plan.memory_mib, owner)
         for name in self.plan.sockets:
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -69,8 +83,11 @@ class Vmm:
                 ) from error
             listener.listen(4)
 
-    def launch(self, *, die_with_owner: bool) -> None:
-        """Start the process; ``die_with_owner``: it ends with this one. Raises ``ProgramNotFoundError``."""
+    def launch(self, *, die_with_owner: bool, record: Record | None = None) -> None:
+        """Start the process; ``die_with_owner``: it ends with this one. Raises ``ProgramNotFoundError``.
+
+        ``record`` is told of the process before its program begins.
+        """
         self.lifecycle.enter(State.STARTING)
         descriptors = {name: listener.fileno() for name, listener in self._listeners.items()}
         self.process = process.start(
@@ -80,12 +97,13 @@ class Vmm:
             pass_fds=tuple(descriptors.values()),
             sandboxed=self.plan.sandbox is not None,
             die_with_owner=die_with_owner,
+            record=record,
         )
         self._close_listeners()
 
     def _full_argv(self, descriptors: dict[str, int]) -> tuple[str, ...]:
         argv = self.plan.resolve_argv(descriptors)
-        if self.plan.sandbox is not None:
+        if self.plan.sandbox is not None and self._tools is not None:
             return build_sandbox_argv(self.plan.sandbox, self._tools, argv)
         return argv
 
@@ -128,18 +146,42 @@ class Vmm:
             self.lifecycle.enter(State.CRASHED)
         return VmmStartError(f"{self.plan.name}: {ended.failure().message}")
 
+    async def adopt(self, found: process.Process) -> None:
+        """Take over a VMM that runs. Raises ``VmmStartError`` for one that never ran its guest.
+
+        Also raises ``VmmGoneError``, ``QmpTimeoutError`` and ``QmpError``.
+        """
+        self.process = found
+        self.lifecycle.enter(State.STARTING)
+        await self._qmp.connect(self.socket_path(QMP_SOCKET))
+        status = await self._qmp.query_status()
+        if status not in STATES:
+            raise VmmStartError(f"{self.plan.name}: the VMM never came to run its guest, it is in {status}")
+        self.lifecycle.enter(STATES[status])
+        self._follower = asyncio.create_task(self._follow())  # with the events since the connection
+
+    async def detach(self) -> None:
+        """Let go of the VMM, which goes on; this object is of no use any more."""
+        if self._follower is not None:
+            self._follower.cancel()
+            await asyncio.gather(self._follower, return_exceptions=True)
+        await self._qmp.disconnect()
+        self._close_listeners()
+        if self.process is not None:
+            self.process.release()
+
     async def _follow(self) -> None:
         """Drive the life cycle by what QMP and the kernel report, until the process has ended."""
         assert self.process is not None
         ended = asyncio.create_task(self.process.wait())
+        event = asyncio.create_task(self._qmp.next_event())
         try:
             while not ended.done():
-                event = asyncio.create_task(self._qmp.next_event())
                 await asyncio.wait({event, ended}, return_when=asyncio.FIRST_COMPLETED)
                 if event.done():
                     self._on_event(*event.result())
-                else:
-                    event.cancel()
+                    event = asyncio.create_task(self._qmp.next_event())
+            event.cancel()
             await asyncio.sleep(0)  # the last events may lie in the socket still: let the library read them
             for name, data in self._qmp.pending_events():
                 self._on_event(name, data)
@@ -148,6 +190,10 @@ class Vmm:
                 self.lifecycle.enter(State.STOPPED if clean else State.CRASHED)
         finally:
             ended.cancel()
+            event.cancel()
+
+    def _says_goodbye(self, returncode: int | None) -> bool:
+        return returncode is None and self.state is State.STOPPING
 
     def _on_event(self, name: str, data: dict[str, Any]) -> None:
         if self.state in ENDED or self.state is State.STOPPING:

@@ -1,0 +1,78 @@
+"""The part of a start that changes nothing on the host: checks, decisions and locks."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, NamedTuple
+
+from duovisor.controlling.disk_files import open_disk
+from duovisor.controlling.preflight import (
+    check_boot_files,
+    check_memory,
+    choose_accelerator,
+    copy_uefi_variables,
+    find_kvm_gids,
+    find_ovmf,
+    find_sandbox_tools,
+)
+from duovisor.hypervisor.build import build_launch_plan
+from duovisor.hypervisor.plan import VmmPaths
+from duovisor.sandbox import uid_of
+from duovisor.spec.vm import Design
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from duovisor.controlling.disk_files import OpenDisk
+    from duovisor.hardware.accelerator import AcceleratorDecision
+    from duovisor.hardware.capabilities import HostCapabilities
+    from duovisor.hypervisor.plan import LaunchPlan
+    from duovisor.sandbox import SandboxTools
+    from duovisor.spec.vm import VirtualMachineSpec
+
+
+class CheckedStart(NamedTuple):
+    """A start that nothing known speaks against.
+
+    ``disks`` are what driver partitions get, locked until ``open_disks`` is closed.
+    """
+
+    spec: VirtualMachineSpec
+    capabilities: HostCapabilities
+    decision: AcceleratorDecision
+    tools: SandboxTools
+    disks: tuple[OpenDisk, ...]
+    open_disks: ExitStack
+    block_devices: frozenset[str]
+
+    def build_plan(self, run_dir: Path, memory_file: Path) -> LaunchPlan:
+        """The launch plan; for UEFI, the VM's copy of the variables is made in ``run_dir``."""
+        qemu_path, qemu = self.capabilities.require_qemu()
+        uefi_code, uefi_template = find_ovmf()
+        sandboxed = self.spec.design is Design.MICROKERNELIZED
+        owner = uid_of(self.spec.name) if self.tools.as_root and sandboxed else None
+        paths = VmmPaths(
+            qemu=qemu_path,
+            memory_file=memory_file,
+            uefi_code=uefi_code,
+            uefi_vars=copy_uefi_variables(self.spec, uefi_template, run_dir / "uefi-vars.fd", owner),
+            block_devices=self.block_devices,
+        )
+        gids = find_kvm_gids(self.capabilities)
+        return build_launch_plan(self.spec, qemu, self.decision.accelerator, paths, gids)
+
+
+def check_start(spec: VirtualMachineSpec, capabilities: HostCapabilities) -> CheckedStart:
+    """Make every check that can be made before anything is on the host. Raises ``DuovisorError``."""
+    capabilities.require_qemu()
+    decision = choose_accelerator(spec, capabilities)
+    check_memory(spec, capabilities.memory_total_mib)
+    check_boot_files(spec)
+    tools = find_sandbox_tools(spec.design, capabilities)
+    kept = spec.design is Design.MICROKERNELIZED  # else QEMU opens and locks them itself
+    with ExitStack() as stack:
+        disks = tuple(stack.enter_context(open_disk(disk)) for disk in spec.disks)
+        open_disks = stack.pop_all() if kept else ExitStack()
+    pairs = zip(spec.disks, disks, strict=True)
+    block_devices = frozenset(disk.path for disk, opened in pairs if opened.is_block_device)
+    return CheckedStart(spec, capabilities, decision, tools, disks if kept else (), open_disks, block_devices)
