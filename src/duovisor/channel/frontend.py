@@ -66,8 +66,7 @@ class FrontEnd:
     ) -> None:
         self.memory_descriptor = os.memfd_create("duovisor-guest", os.MFD_CLOEXEC)
         os.ftruncate(self.memory_descriptor, memory_bytes)
-        self._mapping = mmap.mmap(self.memory_descriptor, memory_bytes)
-        self.view = memoryview(self._mapping)
+        self.view = memoryview(mmap.mmap(self.memory_descriptor, memory_bytes))
         piece = memory_bytes // regions // PAGE_BYTES * PAGE_BYTES
         starts = [index * piece for index in range(regions)]
         self.regions = [
@@ -148,6 +147,8 @@ class FrontEnd:
         descriptors += [held[0] for held in (self._inflight, self._log) if held is not None]
         for descriptor in descriptors:
             os.close(descriptor)
+        self._inflight = self._log = None
+        self.view = memoryview(b"")
 
     def __enter__(self) -> FrontEnd:
         return self
@@ -171,6 +172,8 @@ class FrontEnd:
     def start_log(self) -> None:
         """Let the back end note every page that it writes from now on."""
         size = -(-(GUEST_START + len(self.view)) // (PAGE_BYTES * 64)) * 8
+        if self._log is not None:
+            os.close(self._log[0])
         descriptor = os.memfd_create("duovisor-log", os.MFD_CLOEXEC)
         os.ftruncate(descriptor, size)
         self._log = (descriptor, mmap.mmap(descriptor, size))

@@ -12,7 +12,7 @@ from duovisor.channel.chain import DESCRIPTOR, DESCRIPTOR_BYTES, INDIRECT, NEXT,
 from duovisor.channel.errors import ProtocolError
 from duovisor.channel.features import RING_EVENT_IDX, RING_INDIRECT_DESC
 from duovisor.channel.fence import make_memory_fence
-from duovisor.channel.virtqueue import AVAILABLE_NO_INTERRUPT, USED_NO_NOTIFY
+from duovisor.channel.virtqueue import AVAILABLE_NO_INTERRUPT, NO_MEMORY, USED_NO_NOTIFY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -192,9 +192,10 @@ class FrontEndQueue:
             os.eventfd_read(self.call_descriptor)
 
     def close(self) -> None:
-        """Close the eventfds."""
+        """Close the eventfds and let go of the memory."""
         os.close(self.kick_descriptor)
         os.close(self.call_descriptor)
+        self._table = self._available = self._used_halves = self._used_words = NO_MEMORY
 
     def _take(self, count: int) -> list[int]:
         if len(self._free) < count or not count:

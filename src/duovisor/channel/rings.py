@@ -6,7 +6,7 @@ import os
 import select
 
 from duovisor.channel.errors import ProtocolError
-from duovisor.channel.features import PROTOCOL_FEATURES
+from duovisor.channel.features import LOG_ALL, PROTOCOL_FEATURES
 from duovisor.channel.messages import (
     Request,
     build_vring_state,
@@ -92,17 +92,17 @@ class Rings:
     def set_features(self, features: int) -> None:
         """Take what was negotiated; without protocol features a ring needs no message to be enabled."""
         self.features = features
-        self.set_log(self._log)
         if not features & PROTOCOL_FEATURES:
             for ring in self.all:
                 ring.enabled = True
-                self._start_when_ready(ring)
+        self.set_log(self._log)
 
     def set_log(self, log: DirtyLog | None) -> None:
         """Mark in ``log`` what the queues write, from the next completion on."""
         self._log = log
         for ring in self.all:
             ring.queue.set_log(log, self.features)
+            self._start_when_ready(ring)
 
     def rebind(self) -> None:
         """Find running rings again after a change of memory; raises ``GuestMemoryError`` if one is gone."""
@@ -140,8 +140,12 @@ class Rings:
                 pass  # the front end gets no signal; whoever calls reports the failure all the same
 
     def close(self) -> None:
-        """Close every descriptor; the queues must be stopped."""
+        """Close every descriptor and let go of the rings' memory; nothing may be in flight."""
+        self._log = self.inflight = None
         for ring in self.all:
+            ring.queue.set_log(None, 0)
+            if ring.queue.running:
+                ring.queue.stop()
             for descriptor in (ring.kick_descriptor, ring.queue.call_descriptor, ring.error_descriptor):
                 _close(descriptor)
             ring.kick_descriptor = ring.queue.call_descriptor = ring.error_descriptor = None
@@ -227,8 +231,13 @@ class Rings:
             self.stop(ring)
 
     def _start_when_ready(self, ring: Ring) -> None:
-        """Start a queue as soon as it is enabled and its kick descriptor, size and addresses are known."""
+        """Start a queue as soon as it is enabled and its kick descriptor, size and addresses are known.
+
+        During a migration QEMU starts the queues of a successor before it sends the log: they wait for it.
+        """
         if ring.queue.running or not ring.enabled or ring.kick_descriptor is None or ring.address is None:
+            return
+        if self.features & LOG_ALL and self._log is None:
             return
         index = ring.queue.index
         region = None

@@ -109,8 +109,10 @@ class Session:
             self.connection.acknowledge(message, success=True)
 
     def close(self) -> None:
-        """Close every descriptor; the queues must be stopped."""
+        """Close every descriptor and let go of all memory; nothing may be in flight."""
         self.rings.close()
+        self.memory.replace([])
+        self._log = None
         self._close_log_descriptor()
 
     # Features and status
@@ -122,6 +124,8 @@ class Session:
         # QEMU also passes on what it negotiated on its own account (RING_RESET, NOTIFY_ON_EMPTY): not ours.
         features &= self.offered_features
         self.device.set_features(features)
+        self.rings.features = features
+        self._check_log()
         self.rings.set_features(features)
 
     def _set_protocol_features(self, message: Message) -> None:

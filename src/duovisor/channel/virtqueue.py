@@ -39,6 +39,7 @@ MAX_QUEUE_SIZE = 32768
 VRING_FLAG_LOG = 1
 AVAILABLE_NO_INTERRUPT = 1
 USED_NO_NOTIFY = 1
+NO_MEMORY = memoryview(b"")
 _NOTHING: list[Chain] = []
 
 
@@ -134,6 +135,8 @@ class Virtqueue:
         self.running = False
         self._chains = []
         self._resubmit = []
+        self._table = self._available = self._used_halves = self._used_words = NO_MEMORY
+        self._bind_inflight(make_private_inflight(1))
         return self._last_available
 
     # Fetching
@@ -273,7 +276,12 @@ class Virtqueue:
         place = ((self._used_index + len(batch)) & self._mask) * 2 + 1
         words = self._used_words
         words[place] = head
-        words[place + 1] = written
+        try:
+            words[place + 1] = written
+        except ValueError as error:
+            raise QueueError(
+                f"a request of queue {self.index} wrote {written} bytes, beyond 32 bits"
+            ) from error
         halves = self._inflight_halves
         halves[11 + 8 * head] = halves[LAST_BATCH_HEAD_HALF]
         halves[LAST_BATCH_HEAD_HALF] = head

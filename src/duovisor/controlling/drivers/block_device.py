@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from duovisor.controlling.drivers.image import Image
 
 LARGE_BYTES = 128 * 1024
+MAX_TRANSFER_BYTES = 1 << 30  # one segment of QEMU's is smaller; the length of a used element has 32 bits
 HEADER_BYTES = layout.REQUEST_HEADER.size
 
 
@@ -129,7 +130,7 @@ class BlockDevice(VirtioDevice):
                     status[0] = layout.STATUS_IO_ERROR
                     complete(chain, 1)
                 elif length > limit:
-                    self._submit(chain, status, length + 1, image.read, writable, offset)
+                    self._transfer(chain, status, length, length + 1, image.read, writable, offset)
                 else:
                     try:
                         done = os.preadv(descriptor, writable, offset, nowait)
@@ -148,7 +149,7 @@ class BlockDevice(VirtioDevice):
                     status[0] = layout.STATUS_IO_ERROR
                     complete(chain, 1)
                 elif length > limit or image.write_through:
-                    self._submit(chain, status, 1, image.write, readable, offset)
+                    self._transfer(chain, status, length, 1, image.write, readable, offset)
                 else:
                     self._write_now(chain, status, readable, offset, length)
             else:
@@ -165,7 +166,7 @@ class BlockDevice(VirtioDevice):
         are not.
         """
         if queue.in_flight <= 1 and not self._pool.outstanding:
-            return 1 << 62
+            return MAX_TRANSFER_BYTES
         return -1 if self.image.direct else LARGE_BYTES
 
     def _write_now(
@@ -243,6 +244,21 @@ class BlockDevice(VirtioDevice):
     def _finish(self, chain: Chain, status: memoryview, code: int) -> None:
         status[0] = code
         chain.queue.complete(chain, 1)
+
+    def _transfer(
+        self,
+        chain: Chain,
+        status: memoryview,
+        length: int,
+        written: int,
+        call: Callable[..., None],
+        buffers: list[memoryview],
+        offset: int,
+    ) -> None:
+        if length > MAX_TRANSFER_BYTES:
+            self._finish(chain, status, layout.STATUS_IO_ERROR)
+        else:
+            self._submit(chain, status, written, call, buffers, offset)
 
     def _submit(
         self, chain: Chain, status: memoryview, written: int, call: Callable[..., None], *arguments: object

@@ -7,6 +7,7 @@ other and with the loop. Threads start with the first request that needs them.
 from __future__ import annotations
 
 import os
+import select
 from collections import deque
 from queue import SimpleQueue
 from threading import Thread
@@ -40,7 +41,7 @@ class Job:
 
 
 class WorkerPool:
-    """``threads`` threads. ``descriptor`` is an eventfd, written when ``done`` gets its first job."""
+    """``threads`` threads. ``descriptor`` is an eventfd, written each time ``done`` gets a job."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
@@ -61,11 +62,11 @@ class WorkerPool:
 
     def wait(self) -> None:
         """Sleep until ``done`` holds something; returns at once when nothing is outstanding."""
-        if self.outstanding and not self.done:
-            os.set_blocking(self.descriptor, True)
-            while not self.done:
-                os.eventfd_read(self.descriptor)
-            os.set_blocking(self.descriptor, False)
+        poller = select.poll()
+        poller.register(self.descriptor, select.POLLIN)
+        while self.outstanding and not self.done:
+            poller.poll()
+            os.eventfd_read(self.descriptor)
 
     def close(self) -> None:
         """End the threads after the jobs they were given."""
@@ -84,5 +85,4 @@ class WorkerPool:
             except OSError:
                 job.failed = True
             done.append(job)
-            if len(done) == 1:  # else the loop was told already and has not looked yet
-                os.eventfd_write(self.descriptor, 1)
+            os.eventfd_write(self.descriptor, 1)
