@@ -61,7 +61,9 @@ class FrontEndQueue:
         self._fence = make_memory_fence()
         self._poller = select.poll()
         self._poller.register(self.call_descriptor, select.POLLIN)
-        self.set_features(0)
+        self._negotiated = False
+        self._free: list[int] = []
+        self._owned: dict[int, list[int]] = {}
 
     @property
     def last_used(self) -> int:
@@ -82,8 +84,9 @@ class FrontEndQueue:
         """Forget all requests and begin anew with the negotiated ring features."""
         self._indirect = bool(features & RING_INDIRECT_DESC)
         self._event_idx = bool(features & RING_EVENT_IDX)
+        self._negotiated = True
         self._free = list(range(self.size))
-        self._owned: dict[int, list[int]] = {}
+        self._owned = {}
         self._available[0] = 0
         self._available[1] = self._used_halves[1] = self._used_halves[0] = 0
         self._next_available = self._kicked = self._last_used = 0
@@ -94,8 +97,11 @@ class FrontEndQueue:
         """Write the descriptors of a request and return its head, which stays prepared until ``release``.
 
         ``table``, guest address and bytes of memory for an indirect table, is used if that was negotiated.
-        Raises ``ProtocolError`` when the ring has too few descriptors left.
+        Raises ``ProtocolError`` before a back end was connected (its features decide the form of a request),
+        and when the ring has too few descriptors left.
         """
+        if not self._negotiated:
+            raise ProtocolError(f"queue {self.index} has no features yet; connect a back end first")
         pieces = [*((*piece, 0) for piece in readable), *((*piece, WRITE) for piece in writable)]
         if table is not None and self._indirect:
             head = self._take(1)[0]

@@ -77,7 +77,7 @@ def run_device(queue: Virtqueue, worked_on: list[int], order: st.DataObject | No
     queue.publish()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_death_at_any_store_loses_and_repeats_nothing(data: st.DataObject) -> None:
     guest = Guest(size=8)

@@ -287,7 +287,7 @@ def make_descriptor(kind: str) -> int:
     return first.detach()
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(requests, payloads, kinds, st.sampled_from([0, 8])), max_size=12), st.booleans())
 def test_any_sequence_of_messages_ends_in_order(
     sequence: list[tuple[int, bytes, list[str], int]], set_up: bool

@@ -234,7 +234,7 @@ def test_a_ring_must_not_span_memory_regions() -> None:
     guest.close()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_whatever_the_guest_writes_no_other_error_comes_out(data: st.DataObject) -> None:
     guest = Guest()
