@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from duovisor.spec.errors import SpecError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -53,8 +55,12 @@ def vm_options(command: Command) -> Command:
 
 
 def build_document(base: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """A specification document: the file's, with what the options say in its place or added to it."""
+    """A specification document: the file's, with what the options say in its place or added to it.
+
+    Raises ``SpecError`` where the file's cannot be added to.
+    """
     document = dict(base)
+    _check_kinds(document)
     for key in ("name", "design", "cpus", "memory", "accelerator", "firmware"):
         if options[key] is not None:
             document[key] = options[key]
@@ -75,6 +81,24 @@ def build_document(base: Mapping[str, Any], options: Mapping[str, Any]) -> dict[
     return document
 
 
+def _check_kinds(document: Mapping[str, Any]) -> None:
+    """What options and images are added to must be of the right kind; the rest is checked as a whole."""
+    for key, kind, name in (
+        ("disks", list | tuple, "a list"),
+        ("nics", list | tuple, "a list"),
+        ("ports", list | tuple, "a list"),
+        ("kernel", dict, "a mapping"),
+    ):
+        if key in document and not isinstance(document[key], kind):
+            raise SpecError(f"{key}: {_shorten(document[key])} is not {name}")
+
+
+def _shorten(value: Any) -> str:
+    from duovisor.spec.loading import shorten  # with pydantic: --help does without
+
+    return shorten(repr(value))
+
+
 def parse_disk(text: str) -> dict[str, Any]:
     """``PATH[,KEY=VALUE…]`` as a disk's document; a key alone means true. The path becomes absolute."""
     path, *settings = text.split(",")
@@ -85,9 +109,12 @@ def parse_disk(text: str) -> dict[str, Any]:
     return document
 
 
-def _add_nics(given: Any, nics: tuple[str, ...], forwards: tuple[str, ...]) -> list[dict[str, Any]]:
+def _add_nics(given: Any, nics: tuple[str, ...], forwards: tuple[str, ...]) -> list[Any]:
     documents = [*given, *({"network": nic} for nic in nics)] or [{}]
-    first = dict(documents[0])
-    if forwards:
-        first["forward"] = [*first.get("forward", ()), *forwards]
-    return [first, *documents[1:]]
+    if not forwards:
+        return documents
+    first = documents[0]
+    given_forwards = first.get("forward", ()) if isinstance(first, dict) else None
+    if not isinstance(given_forwards, list | tuple):
+        raise SpecError(f"nics.0: {_shorten(first)} cannot be given a --forward")
+    return [{**first, "forward": [*given_forwards, *forwards]}, *documents[1:]]
