@@ -88,6 +88,31 @@ def test_download_error_keeps_apts_words(host: Path) -> None:
         kernel.download_kernel(host / "scratch", lambda line: None)
 
 
+@pytest.mark.parametrize(("uid", "tries"), [(0, 2), (1000, 1)])
+def test_root_refreshes_the_package_lists_once(
+    host: Path, monkeypatch: pytest.MonkeyPatch, uid: int, tries: int
+) -> None:
+    calls = host / "calls"
+    write_program(host / "bin", "apt-get", f'echo "$*" >>"{calls}"; exit 100')
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    with pytest.raises(ProgramFailedError):
+        kernel.download_kernel(host / "scratch", lambda line: None)
+    lines = calls.read_text().splitlines()
+    assert sum("download" in line for line in lines) == tries
+    assert ("-qq update" in lines) is (uid == 0)
+
+
+def test_fresh_lists_make_the_second_download_work(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_program(
+        host / "bin",
+        "apt-get",
+        f'[ "$2" = update ] && touch "{host}/fresh" && exit 1\n'
+        f'[ -e "{host}/fresh" ] || exit 100\ntouch linux-image-6.9.1_amd64.deb',
+    )
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert kernel.download_kernel(host / "scratch", lambda line: None).release == RELEASE
+
+
 def test_host_kernel_without_modules_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageBuildError, match=r"lib/modules/1\.2\.3 does not exist"):
         kernel.find_host_kernel("1.2.3", root=tmp_path)

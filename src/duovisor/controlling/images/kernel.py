@@ -6,6 +6,7 @@ nothing on the host.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -69,8 +70,24 @@ def find_host_kernel(release: str, *, root: Path = Path("/")) -> Kernel:
 def download_kernel(scratch: Path, progress: Callable[[str], None]) -> Kernel:
     """The distribution's kernel for virtual machines, unpacked under ``scratch``.
 
-    Raises ``ProcessError`` (no apt, no network) or ``ImageBuildError`` (no such package).
+    Where that fails and this is root, once more with fresh package lists: a distribution removes a kernel
+    from its servers soon after the next one is out. Raises ``ProcessError`` (no apt, no network) or
+    ``ImageBuildError`` (no such package).
     """
+    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+        raise ImageBuildError("apt-get is not there")
+    try:
+        return _download_kernel(scratch, progress)
+    except (ImageBuildError, ProcessError) as error:
+        if os.geteuid() != 0:
+            raise
+        progress(f"refreshing the package lists: {error.message}")
+    with contextlib.suppress(ProcessError):  # another repository that is out of order is not our concern
+        process.run(["apt-get", "-qq", "update"], timeout_s=_DOWNLOAD_TIMEOUT_S)
+    return _download_kernel(scratch, progress)
+
+
+def _download_kernel(scratch: Path, progress: Callable[[str], None]) -> Kernel:
     meta = _find_meta_package()
     parts = _find_parts(meta)
     for part in parts:
@@ -111,8 +128,6 @@ def parse_kernel_parts(control: str) -> list[str]:
 
 
 def _find_meta_package() -> str:
-    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
-        raise ImageBuildError("apt-get is not there")
     for name in META_PACKAGES:
         try:
             process.run(["apt-cache", "show", "--no-all-versions", name])
