@@ -40,7 +40,7 @@ def serve(arguments: Sequence[str]) -> None:
         serial=options.serial,
         queues=options.queues,
         queue_size=options.queue_size,
-        threads=options.threads,
+        threads=options.threads or (8 if image.direct else 4),
         block_bytes=options.block_bytes,
     )
     backend = Backend(channel, device, poll_us=options.poll_us, report=say)

@@ -25,7 +25,7 @@ class BlockOptions:
         self.serial = ""
         self.queues = 1
         self.queue_size = 128
-        self.threads = 4
+        self.threads = 0  # 8 for a direct image, whose requests wait for the medium; else 4
         self.poll_us = 0
         self.block_bytes = 512
 
@@ -36,7 +36,7 @@ _NUMBERS = {
     "--image-fd": ("image_fd", 0, 1 << 20),
     "--queues": ("queues", 1, 256),
     "--queue-size": ("queue_size", 4, 1024),
-    "--threads": ("threads", 1, 64),
+    "--threads": ("threads", 0, 64),
     "--poll-us": ("poll_us", 0, 1000),
     "--block-size": ("block_bytes", 512, 4096),
 }
