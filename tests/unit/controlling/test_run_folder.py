@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from duovisor.controlling.errors import ControllingError, NameInUseError
-from duovisor.controlling.run_folder import has_owner, open_run_folder
+from duovisor.controlling.run_folder import has_owner, list_run_folders, open_run_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,10 +21,10 @@ OWNER = """
 import sys
 from pathlib import Path
 from duovisor.controlling.run_folder import open_run_folder
-with open_run_folder(Path(sys.argv[1]), "vm") as folder:
-    (folder / "left").write_text("behind")
-    print("owns", flush=True)
-    sys.stdin.read()
+folder = open_run_folder(Path(sys.argv[1]), "vm")
+(folder.path / "left").write_text("behind")
+print("owns", flush=True)
+sys.stdin.read()
 """
 
 # each contender owns the folder again and again and checks that it is alone in it
@@ -36,14 +36,15 @@ from duovisor.controlling.run_folder import open_run_folder
 owned = 0
 for _ in range(300):
     try:
-        with open_run_folder(Path(sys.argv[1]), "vm") as folder:
-            assert not list(folder.iterdir()), "not empty"
-            mark = folder / str(os.getpid())
-            mark.touch()
-            assert [each.name for each in folder.iterdir()] == [mark.name], "not alone"
-            owned += 1
+        folder = open_run_folder(Path(sys.argv[1]), "vm")
     except NameInUseError:
-        pass
+        continue
+    assert not list(folder.path.iterdir()), "not empty"
+    mark = folder.path / str(os.getpid())
+    mark.touch()
+    assert [each.name for each in folder.path.iterdir()] == [mark.name], "not alone"
+    folder.remove()
+    owned += 1
 print(owned)
 """
 
@@ -68,43 +69,44 @@ def test_made_owned_and_removed(tmp_path: Path) -> None:
     with open_run_folder(vms, "vm") as folder:
         assert folder == vms / "vm"
         assert has_owner(folder)
+        assert list_run_folders(vms) == ["vm"]
         (folder / "sub").mkdir()
         (folder / "sub/file").touch()
         (folder / "link").symlink_to("/")
     assert not folder.exists()
     assert not has_owner(folder)
+    assert list_run_folders(vms) == list_run_folders(tmp_path / "none") == []
 
 
-def test_an_error_inside_removes_it_too(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), open_run_folder(tmp_path, "vm") as folder:
-        raise KeyError
-    assert not folder.exists()
+def test_released_it_stays_for_the_next_owner(tmp_path: Path) -> None:
+    folder = open_run_folder(tmp_path, "vm")
+    (folder.path / "file").touch()
+    folder.release()
+    assert not has_owner(folder.path)
+    with open_run_folder(tmp_path, "vm") as path:
+        assert (path / "file").exists()
 
 
 def test_two_owners(tmp_path: Path) -> None:
     with open_run_folder(tmp_path, "vm") as folder:
         (folder / "file").touch()
-        with (
-            pytest.raises(NameInUseError, match="a VM named 'vm' runs already"),
-            open_run_folder(tmp_path, "vm"),
-        ):
-            pass
+        with pytest.raises(NameInUseError, match="a VM named 'vm' runs already"):
+            open_run_folder(tmp_path, "vm")
         assert (folder / "file").exists()
         with open_run_folder(tmp_path, "other"):
-            pass
+            assert list_run_folders(tmp_path) == ["other", "vm"]
 
 
-def test_a_killed_owner_s_folder_is_taken_over_empty(tmp_path: Path) -> None:
+def test_a_killed_owner_s_folder_is_taken_over(tmp_path: Path) -> None:
     owner = start_owner(tmp_path)
     assert has_owner(tmp_path / "vm")
-    with pytest.raises(NameInUseError), open_run_folder(tmp_path, "vm"):
-        pass
+    with pytest.raises(NameInUseError):
+        open_run_folder(tmp_path, "vm")
     owner.send_signal(signal.SIGKILL)
     owner.communicate()
-    assert (tmp_path / "vm/left").read_text() == "behind"
     assert not has_owner(tmp_path / "vm")
     with open_run_folder(tmp_path, "vm") as folder:
-        assert list(folder.iterdir()) == []
+        assert (folder / "left").read_text() == "behind"  # what it describes is adopted or undone first
 
 
 def test_many_want_it_at_once(tmp_path: Path) -> None:
@@ -117,16 +119,19 @@ def test_many_want_it_at_once(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_had(tmp_path: Path) -> None:
     (tmp_path / "vms").touch()
-    with pytest.raises(ControllingError) as caught, open_run_folder(tmp_path / "vms", "vm"):
-        pass
-    assert str(tmp_path / "vms" / "vm") in caught.value.message
-    assert caught.value.remedy == "set DUOVISOR_RUNTIME_DIR"
+    (tmp_path / "vm").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "none")
+    for vms, name in ((tmp_path / "vms", "vm"), (tmp_path, "vm"), (tmp_path, "dangling")):
+        with pytest.raises(ControllingError) as caught:
+            open_run_folder(vms, name)
+        assert f"cannot make the run folder {vms / name}" in caught.value.message
+        assert caught.value.remedy == "set DUOVISOR_RUNTIME_DIR"
 
 
 def test_no_descriptor_is_left(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     with open_run_folder(tmp_path, "vm"):
-        with pytest.raises(NameInUseError), open_run_folder(tmp_path, "vm"):
-            pass
+        with pytest.raises(NameInUseError):
+            open_run_folder(tmp_path, "vm")
         has_owner(tmp_path / "vm")
     assert len(os.listdir("/proc/self/fd")) == before

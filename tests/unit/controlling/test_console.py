@@ -1,0 +1,135 @@
+"""The serial console: nothing is lost, whoever looks and however much is printed."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from duovisor.controlling.console import SCROLLBACK_BYTES, Console
+from duovisor.controlling.console_log import FILE_BYTES, read_console_log
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="dvt-", dir="/tmp") as name:
+        yield Path(name)
+
+
+class Guest:
+    """The VMM's end of the console."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def say(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+
+@asynccontextmanager
+async def connected(folder: Path) -> AsyncIterator[tuple[Console, Guest]]:
+    arrived: asyncio.Future[Guest] = asyncio.get_running_loop().create_future()
+    path = folder / "console.sock"
+    server = await asyncio.start_unix_server(lambda r, w: arrived.set_result(Guest(r, w)), path)
+    console = await Console.connect(path, folder / "console.log")
+    guest = await arrived
+    try:
+        yield console, guest
+    finally:
+        await console.close()
+        guest.writer.close()
+        server.close()
+        await server.wait_closed()
+
+
+class Viewer:
+    """Collects what it is shown; ``wait_for`` waits until that many bytes have come."""
+
+    def __init__(self) -> None:
+        self.seen = bytearray()
+        self._more = asyncio.Event()
+
+    def show(self, data: bytes) -> None:
+        self.seen += data
+        self._more.set()
+
+    async def wait_for(self, size: int) -> bytes:
+        async with asyncio.timeout(10):
+            while len(self.seen) < size:
+                self._more.clear()
+                await self._more.wait()
+        return bytes(self.seen)
+
+
+async def test_shows_what_the_guest_prints_and_passes_on_what_is_typed(folder: Path) -> None:
+    async with connected(folder) as (console, guest):
+        viewer = Viewer()
+        console.attach(viewer.show)
+        await guest.say(b"login: ")
+        assert await viewer.wait_for(7) == b"login: "
+        console.write(b"root\n")
+        async with asyncio.timeout(10):
+            assert await guest.reader.readexactly(5) == b"root\n"
+        assert (folder / "console.log").read_bytes() == b"login: "
+
+
+async def test_a_late_viewer_sees_what_came_before(folder: Path) -> None:
+    async with connected(folder) as (console, guest):
+        early, late = Viewer(), Viewer()
+        detach_early = console.attach(early.show)
+        await guest.say(b"first ")
+        await early.wait_for(6)
+        detach_late = console.attach(late.show)
+        assert bytes(late.seen) == b"first "
+        await guest.say(b"second ")
+        assert await late.wait_for(13) == await early.wait_for(13) == b"first second "
+        detach_early()
+        await guest.say(b"third")
+        assert await late.wait_for(18) == b"first second third"
+        assert bytes(early.seen) == b"first second "
+        detach_late()
+
+
+async def test_much_output_nobody_looks_at(folder: Path) -> None:
+    """The guest is never held up; the end is kept, in memory and in the log."""
+    text = b"".join(b"%08d\n" % number for number in range(200_000))
+    async with connected(folder) as (console, guest):
+        done = Viewer()
+        console.attach(done.show)
+        async with asyncio.timeout(20):
+            await guest.say(text)
+        await done.wait_for(len(text))
+        assert bytes(console.scrollback) == text[-SCROLLBACK_BYTES:]
+        assert read_console_log(folder / "console.log", FILE_BYTES) == text[-FILE_BYTES:]
+        late = Viewer()
+        console.attach(late.show)
+        assert bytes(late.seen) == text[-SCROLLBACK_BYTES:]
+
+
+async def test_the_guest_s_end_is_no_error(folder: Path) -> None:
+    async with connected(folder) as (console, guest):
+        viewer = Viewer()
+        console.attach(viewer.show)
+        await guest.say(b"bye")
+        guest.writer.close()
+        assert await viewer.wait_for(3) == b"bye"
+        console.write(b"anybody?")
+
+
+async def test_the_log_is_appended_to(folder: Path) -> None:
+    (folder / "console.log").write_bytes(b"before ")
+    async with connected(folder) as (console, guest):
+        viewer = Viewer()
+        console.attach(viewer.show)
+        await guest.say(b"after")
+        await viewer.wait_for(5)
+    assert (folder / "console.log").read_bytes() == b"before after"
