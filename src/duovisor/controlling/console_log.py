@@ -6,6 +6,7 @@ latest output are there, never more than twice that.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,11 @@ class ConsoleLog:
         self._size = os.fstat(self._file.fileno()).st_size
 
     def write(self, data: bytes) -> None:
-        """Append what the guest printed."""
+        """Append what the guest printed; what a full disk refuses is lost, for the guest must not wait."""
+        with contextlib.suppress(OSError):
+            self._append(data)
+
+    def _append(self, data: bytes) -> None:
         if self._size + len(data) > self._file_bytes:
             self._file.close()
             self.path.replace(older(self.path))

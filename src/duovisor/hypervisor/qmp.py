@@ -9,7 +9,15 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
-from qemu.qmp import ConnectError, EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError
+from qemu.qmp import (
+    ConnectError,
+    EventListener,
+    ExecInterruptedError,
+    ExecuteError,
+    QMPClient,
+    QMPError,
+    Runstate,
+)
 
 from duovisor.hypervisor.errors import QmpError, QmpTimeoutError, VmmGoneError
 
@@ -53,6 +61,15 @@ class Qmp:
     async def next_event(self) -> tuple[str, dict[str, Any]]:
         """Wait for the next event; name and data."""
         return _read_event(await self._listener.get())
+
+    async def wait_closed(self, *, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
+        """Wait until the VMM's end of the connection is closed and all it said was read.
+
+        Raises ``TimeoutError``.
+        """
+        async with asyncio.timeout(timeout_s):
+            while self._client.runstate is Runstate.RUNNING:
+                await self._client.runstate_changed()
 
     def pending_events(self) -> list[tuple[str, dict[str, Any]]]:
         """Take the events that arrived and were not waited for."""

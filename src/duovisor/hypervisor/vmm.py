@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from duovisor.sandbox import SandboxTools
 
 START_TIMEOUT_S = 30.0
+LAST_EVENTS_TIMEOUT_S = 2.0  # a dead VMM's socket is closed: only a host out of breath needs more
 END_TIMEOUT_S = 2.0
 LIVE = frozenset({State.RUNNING, State.PAUSED})
 # QEMU's RunState (qapi/run-state.json) of a VMM that has run its guest
@@ -182,18 +183,18 @@ class Vmm:
                     self._on_event(*event.result())
                     event = asyncio.create_task(self._qmp.next_event())
             event.cancel()
-            await asyncio.sleep(0)  # the last events may lie in the socket still: let the library read them
+            with contextlib.suppress(TimeoutError):
+                await self._qmp.wait_closed(timeout_s=LAST_EVENTS_TIMEOUT_S)
             for name, data in self._qmp.pending_events():
                 self._on_event(name, data)
-            clean = ended.result() == 0 or self._killed
+            # how an adopted one ended, its parent alone was told: what it said last must do
+            said_goodbye = ended.result() is None and self.state is State.STOPPING
+            clean = ended.result() == 0 or self._killed or said_goodbye
             if self.state not in ENDED:
                 self.lifecycle.enter(State.STOPPED if clean else State.CRASHED)
         finally:
             ended.cancel()
             event.cancel()
-
-    def _says_goodbye(self, returncode: int | None) -> bool:
-        return returncode is None and self.state is State.STOPPING
 
     def _on_event(self, name: str, data: dict[str, Any]) -> None:
         if self.state in ENDED or self.state is State.STOPPING:

@@ -1,0 +1,88 @@
+"""One running VM under the manager: watched until it ends, then taken off the host."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+from duovisor.errors import DuovisorError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from duovisor.controlling.machine import Machine
+    from duovisor.hypervisor.lifecycle import State
+
+    OnFault = Callable[["ActiveVm", str], Awaitable[None]]
+    OnEnd = Callable[["ActiveVm", State], Awaitable[None]]
+
+# a partition that ends this long before its VMM ended because the VMM did
+ENDING_TOGETHER_S = 1.0
+
+
+class ActiveVm:
+    """A VM with a machine; ``on_end`` is told when it has ended and nothing of it is left."""
+
+    def __init__(self, uuid: str, machine: Machine, on_fault: OnFault, on_end: OnEnd) -> None:
+        self.uuid = uuid
+        self.name = machine.spec.name
+        self.machine = machine
+        self._on_fault = on_fault
+        self._on_end = on_end
+        self._gone = asyncio.Event()
+        self._ended_by = ""
+        self._cleaning = False
+        self._task = asyncio.create_task(self._watch(), name=f"watch {self.name}")
+
+    async def wait_gone(self, *, timeout_s: float | None = None) -> None:
+        """Wait until the VM has ended and nothing of it is left. Raises ``TimeoutError``."""
+        async with asyncio.timeout(timeout_s):
+            await self._gone.wait()
+
+    def describe_crash(self) -> str:
+        """How the VMM ended, with its last words, which were read before the run folder was removed."""
+        return self._ended_by
+
+    async def detach(self) -> None:
+        """Let go of the VM, which runs on; one that is just ending is taken off the host first."""
+        if not self._cleaning:
+            self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        if not self._cleaning:
+            await self.machine.detach()
+
+    async def _watch(self) -> None:
+        await self._report_lost()
+        watches = [asyncio.create_task(self._watch_partition(name)) for name in self.machine.partitions]
+        try:
+            state = await self.machine.vmm.wait_ended()
+        finally:
+            for watch in watches:
+                watch.cancel()
+            await asyncio.gather(*watches, return_exceptions=True)
+        self._cleaning = True
+        if self.machine.vmm.process is not None:
+            self._ended_by = self.machine.vmm.process.failure().message
+        try:
+            await self.machine.clean_up()
+        except (OSError, DuovisorError) as error:
+            await self._on_fault(self, f"something of it stays on the host: {error}")
+        try:
+            await self._on_end(self, state)
+        finally:
+            self._gone.set()
+
+    async def _report_lost(self) -> None:
+        """An adopted VM may lack a partition from the start."""
+        for process in self.machine.description.processes:
+            if process.device and process.device not in self.machine.partitions:
+                await self._on_fault(self, f"the {process.role} of {process.device} ended unobserved")
+
+    async def _watch_partition(self, name: str) -> None:
+        await self.machine.partitions[name].wait()
+        with contextlib.suppress(TimeoutError):
+            await self.machine.vmm.wait_ended(timeout_s=ENDING_TOGETHER_S)
+            return
+        await self._on_fault(self, str(self.machine.describe_loss(name)))

@@ -1,0 +1,111 @@
+"""The VMs that run on this host now: how each begins, what it meets, and how it ends; kept in the store."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from duovisor.controlling.machine import Machine
+from duovisor.controlling.vms.active import ActiveVm
+from duovisor.controlling.vms.documents import Intent
+from duovisor.controlling.vms.records import EventKind, Fault, VmEvent, now
+from duovisor.hypervisor.lifecycle import State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from duovisor.controlling.vms.records import VmRecord
+    from duovisor.controlling.vms.runs import Runs
+    from duovisor.directories import Directories
+    from duovisor.hardware.capabilities import HostCapabilities
+
+
+class HostVms:
+    """Active VMs by uuid. Whoever calls sees to it that one thing at a time is done to a VM."""
+
+    def __init__(
+        self, runs: Runs, directories: Directories, boot_id: str, emit: Callable[[VmEvent], None]
+    ) -> None:
+        self._runs = runs
+        self._directories = directories
+        self._boot_id = boot_id
+        self._emit = emit
+        self._active: dict[str, ActiveVm] = {}
+
+    @property
+    def console_logs(self) -> Path:
+        """The folder of what guests printed."""
+        return self._directories.state / "consoles"
+
+    def console_log(self, uuid: str) -> Path:
+        """Where a VM's console output is kept, through all its runs."""
+        return self.console_logs / f"{uuid}.log"
+
+    def find(self, uuid: str) -> ActiveVm | None:
+        """A VM that has a machine."""
+        return self._active.get(uuid)
+
+    def find_by_name(self, name: str) -> ActiveVm | None:
+        """A VM that has a machine; its name cannot change meanwhile."""
+        return next((vm for vm in self._active.values() if vm.name == name), None)
+
+    async def start(self, record: VmRecord, capabilities: HostCapabilities) -> None:
+        """Start a VM that has no machine; on failure or cancellation, nothing of it stays on the host."""
+        run = self._runs.of(record.uuid, record.name).changed(name=record.name)
+        await self._runs.write(run.changed(intent=Intent.START))
+        try:
+            machine = await Machine.start(
+                record.spec,
+                capabilities,
+                self._directories,
+                uuid=record.uuid,
+                console_log=self.console_log(record.uuid),
+            )
+        except BaseException as error:
+            said = "its start was cancelled" if isinstance(error, asyncio.CancelledError) else str(error)
+            failed = run.changed(intent=Intent.NONE).with_fault(Fault(at=now(), message=said))
+            await asyncio.shield(self._runs.write(failed))
+            self._tell(EventKind.START_FAILED, record.name, record.uuid, said)
+            raise
+        run = run.changed(intent=Intent.NONE, state=State.RUNNING, boot_id=self._boot_id, ended_at=None)
+        written = asyncio.ensure_future(self._runs.write(run))
+        self.activate(record.uuid, machine, EventKind.STARTED)  # its end is written after its beginning
+        await asyncio.shield(written)
+
+    def activate(self, uuid: str, machine: Machine, kind: EventKind) -> None:
+        """Watch over a machine from now on."""
+        vm = ActiveVm(uuid, machine, self._on_fault, self._on_end)
+        self._active[uuid] = vm
+        self._tell(kind, vm.name, uuid, f"pid {machine.description.processes[-1].pid}")
+
+    async def announce(self, vm: ActiveVm, intent: Intent) -> None:
+        """Write down what is about to be done to a VM; ``Intent.NONE`` takes it back."""
+        await self._runs.write(self._runs.of(vm.uuid, vm.name).changed(intent=intent))
+
+    async def detach_all(self) -> None:
+        """Let go of all VMs; they run on."""
+        active = tuple(self._active.values())
+        await asyncio.gather(*(vm.detach() for vm in active))
+        self._active.clear()
+
+    async def _on_fault(self, vm: ActiveVm, message: str) -> None:
+        run = self._runs.of(vm.uuid, vm.name).with_fault(Fault(at=now(), message=message))
+        self._tell(EventKind.FAULT, vm.name, vm.uuid, message)
+        await self._runs.write(run)
+
+    async def _on_end(self, vm: ActiveVm, state: State) -> None:
+        crashed = state is State.CRASHED
+        words = vm.describe_crash() if crashed else ""
+        run = self._runs.of(vm.uuid, vm.name)
+        if crashed:
+            run = run.with_fault(Fault(at=now(), message=words))
+        ended = run.changed(intent=Intent.NONE, state=state, ended_boot_id=self._boot_id, ended_at=now())
+        try:
+            await self._runs.write(ended)
+        finally:
+            self._active.pop(vm.uuid, None)
+            self._tell(EventKind.CRASHED if crashed else EventKind.STOPPED, vm.name, vm.uuid, words)
+
+    def _tell(self, kind: EventKind, name: str, uuid: str, message: str = "") -> None:
+        self._emit(VmEvent(kind=kind, name=name, uuid=uuid, message=message))

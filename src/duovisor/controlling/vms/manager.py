@@ -1,0 +1,289 @@
+"""The VM manager: every VM of this host by name, what is wanted of it, what it does, and doing it.
+
+One action at a time on each VM: a second one is refused at once. What touches the host is announced in the
+store before and settled after, so that ``recover`` can finish or undo it. VMs outlive the manager.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from duovisor.controlling.anatomy import read_anatomy
+from duovisor.controlling.console_log import read_console_log, remove_console_log
+from duovisor.controlling.vms.autostart import run_autostart
+from duovisor.controlling.vms.boot import read_boot_id
+from duovisor.controlling.vms.definitions import Definitions, check_revision
+from duovisor.controlling.vms.documents import Intent
+from duovisor.controlling.vms.errors import BusyError, ShutdownTimeoutError, VmChangeError
+from duovisor.controlling.vms.host_vms import HostVms
+from duovisor.controlling.vms.records import (
+    EventKind,
+    Page,
+    VmEvent,
+    VmView,
+    ignore_progress,
+)
+from duovisor.controlling.vms.recovery import Recovery
+from duovisor.controlling.vms.runs import Runs
+from duovisor.controlling.vms.status import build_active_status, build_resting_status
+from duovisor.hardware.capabilities import read_capabilities
+from duovisor.hypervisor.errors import WrongStateError
+from duovisor.hypervisor.lifecycle import State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from duovisor.controlling.anatomy import Anatomy
+    from duovisor.controlling.console import Console
+    from duovisor.controlling.store.interface import Store
+    from duovisor.controlling.vms.active import ActiveVm
+    from duovisor.controlling.vms.records import Autostart, Progress, RecoveryReport, VmRecord
+    from duovisor.directories import Directories
+    from duovisor.hardware.capabilities import HostCapabilities
+    from duovisor.spec.vm import VirtualMachineSpec
+
+SHUTDOWN_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 30.0
+SHUTDOWN = "shutdown"
+STARTS_PER_CPU = 4  # a start mostly waits for its VMM
+
+
+class VmManager:
+    """Manages the VMs of one host; one per state folder, whose store it is given.
+
+    ``emit`` is told of everything that happens to a VM; ``capabilities`` reads what the host can (it may
+    block for a second). Every method raises ``DuovisorError``; a name may lead to ``VmNotFoundError``, an
+    action to ``BusyError`` or ``WrongStateError``.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        directories: Directories,
+        emit: Callable[[VmEvent], None],
+        *,
+        capabilities: Callable[[], HostCapabilities] | None = None,
+    ) -> None:
+        self._store = store
+        self._directories = directories
+        self._emit = emit
+        self._capabilities = capabilities or (lambda: read_capabilities(directories.cache))
+        self._boot_id = read_boot_id()
+        self._definitions = Definitions(store)
+        self._runs = Runs(store)
+        self._host = HostVms(self._runs, directories, self._boot_id, emit)
+        self._actions: dict[str, str] = {}
+        self._starts = asyncio.Semaphore(STARTS_PER_CPU * (os.cpu_count() or 1))
+
+    async def open(self) -> None:
+        """Read what was stored; nothing on the host is touched before ``recover``."""
+        self._host.console_logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+        await self._runs.load()
+
+    async def recover(self) -> RecoveryReport:
+        """Adopt the VMs that run, finish or undo what was interrupted, remove what belongs to no VM."""
+        return await Recovery(
+            self._definitions, self._runs, self._host, self._directories, self._boot_id, self._emit
+        ).run()
+
+    async def start_autostart_vms(self) -> None:
+        """Start the VMs that start with the host, once in each boot."""
+        await run_autostart(self._store, self._boot_id, self._definitions.scan(), self._start_with_host)
+
+    async def _start_with_host(self, record: VmRecord) -> None:
+        started_before = self._runs.of(record.uuid, record.name).boot_id == self._boot_id
+        if not started_before:
+            await self.start(record.name)
+
+    async def close(self) -> None:
+        """Let go of all VMs; they run on."""
+        await self._host.detach_all()
+
+    async def list(self, limit: int = 100, after: str | None = None) -> Page[VmView]:
+        """VMs in the order of their names."""
+        page = await self._definitions.list(limit, after)
+        return Page(items=tuple(map(self._view, page.items)), after=page.after)
+
+    async def get(self, name: str) -> VmView:
+        """A VM by its name."""
+        return self._view(await self._definitions.get(name))
+
+    async def create(self, spec: VirtualMachineSpec, autostart: Autostart) -> VmView:
+        """Define a VM. Raises ``VmNameInUseError``."""
+        record = await self._definitions.create(spec, autostart)
+        self._tell(EventKind.CREATED, record.name, record.uuid)
+        return self._view(record)
+
+    async def update(
+        self, name: str, spec: VirtualMachineSpec, autostart: Autostart, if_revision: int | None = None
+    ) -> VmView:
+        """Change a definition; a running VM takes it up at its next start.
+
+        Raises ``RevisionConflictError`` or ``VmChangeError``.
+        """
+        if spec.name != name:
+            raise VmChangeError(
+                f"the specification names {spec.name!r}, not {name!r}", remedy="rename the VM"
+            )
+        with self._exclusive(name, "update"):
+            seen = await self._definitions.get(name)
+            record = await self._definitions.update(seen, spec, autostart, if_revision)
+        self._tell(EventKind.UPDATED, name, record.uuid)
+        return self._view(record)
+
+    async def rename(self, name: str, new: str, if_revision: int | None = None) -> VmView:
+        """Rename a VM that does not run. Raises ``VmNameInUseError`` or ``RevisionConflictError``."""
+        with self._exclusive(name, "rename"), self._exclusive(new, "rename"):
+            seen = await self._definitions.get(name)
+            check_revision(seen, if_revision)
+            self._require_resting(seen, "rename")
+            record = await self._definitions.rename(seen, new, if_revision)
+            if record.uuid in self._runs:
+                await self._runs.write(self._runs.of(record.uuid, new).changed(name=new))
+        self._tell(EventKind.RENAMED, new, record.uuid, f"it was called {name}")
+        return self._view(record)
+
+    async def delete(self, name: str, if_revision: int | None = None) -> None:
+        """Forget a VM that does not run; its disks stay. Raises ``RevisionConflictError``."""
+        with self._exclusive(name, "delete"):
+            seen = await self._definitions.get(name)
+            check_revision(seen, if_revision)
+            self._require_resting(seen, "delete")
+            await self._definitions.delete(seen, if_revision)
+            self._runs.forget(seen.uuid)
+            await asyncio.to_thread(remove_console_log, self._host.console_log(seen.uuid))
+        self._tell(EventKind.DELETED, name, seen.uuid)
+
+    async def start(self, name: str, progress: Progress = ignore_progress) -> None:
+        """Start a VM. Raises what ``Machine.start`` raises, with nothing left on the host."""
+        with self._exclusive(name, "start"):
+            record = await self._definitions.get(name)
+            self._require_resting(record, "start")
+            progress(0, "waiting for other starts")
+            async with self._starts:
+                progress(10, "looking at the host")
+                capabilities = await asyncio.to_thread(self._capabilities)
+                progress(30, "starting the processes")
+                await self._host.start(record, capabilities)
+        progress(100, "running")
+
+    async def shutdown(
+        self, name: str, timeout_s: float = SHUTDOWN_TIMEOUT_S, progress: Progress = ignore_progress
+    ) -> None:
+        """Press the power button and wait. Raises ``ShutdownTimeoutError``; the VM runs on then."""
+        with self._exclusive(name, SHUTDOWN):
+            vm = await self._require_active(name, SHUTDOWN)
+            vm.machine.vmm.lifecycle.require({State.RUNNING}, "shut down")
+            await self._host.announce(vm, Intent.SHUTDOWN)
+            try:
+                progress(10, "power button pressed")
+                await vm.machine.vmm.press_power_button()
+                await vm.wait_gone(timeout_s=timeout_s)
+            except TimeoutError:
+                raise ShutdownTimeoutError(
+                    f"the guest of {name!r} did not shut down within {timeout_s:g} s; it runs on",
+                    remedy=f"duovisor vm stop {name} pulls the plug",
+                ) from None
+            finally:
+                if self._host.find(vm.uuid) is vm:
+                    await asyncio.shield(self._host.announce(vm, Intent.NONE))
+        progress(100, "stopped")
+
+    async def stop(self, name: str) -> None:
+        """Pull the plug, also while a shutdown waits for the guest."""
+        if self._actions.get(name) == SHUTDOWN:
+            await self._pull_plug(await self._require_active(name, "stop"))
+            return
+        with self._exclusive(name, "stop"):
+            await self._pull_plug(await self._require_active(name, "stop"))
+
+    async def _pull_plug(self, vm: ActiveVm) -> None:
+        await self._host.announce(vm, Intent.STOP)
+        await vm.machine.vmm.kill()
+        await vm.wait_gone(timeout_s=STOP_TIMEOUT_S)
+
+    async def pause(self, name: str) -> None:
+        """Stop a VM's processors."""
+        with self._exclusive(name, "pause"):
+            vm = await self._require_active(name, "pause")
+            await vm.machine.vmm.pause()
+        self._tell(EventKind.PAUSED, name, vm.uuid)
+
+    async def resume(self, name: str) -> None:
+        """Let a paused VM go on."""
+        with self._exclusive(name, "resume"):
+            vm = await self._require_active(name, "resume")
+            await vm.machine.vmm.resume()
+        self._tell(EventKind.RESUMED, name, vm.uuid)
+
+    async def reset(self, name: str) -> None:
+        """Press a VM's reset button."""
+        with self._exclusive(name, "reset"):
+            vm = await self._require_active(name, "reset")
+            await vm.machine.vmm.reset()
+        self._tell(EventKind.RESET, name, vm.uuid)
+
+    def console(self, name: str) -> Console:
+        """A running VM's serial console, for any number of viewers. Raises ``WrongStateError``."""
+        vm = self._host.find_by_name(name)
+        if vm is None:
+            raise _not_running(name, "attach to the console of")
+        return vm.machine.console
+
+    async def read_console_log(self, name: str, max_bytes: int) -> bytes:
+        """The end of what the guest printed, in this run and those before."""
+        record = await self._definitions.get(name)
+        return await asyncio.to_thread(read_console_log, self._host.console_log(record.uuid), max_bytes)
+
+    async def anatomy(self, name: str) -> Anatomy:
+        """The layers of a running VM, its processes and what of the host they hold."""
+        vm = await self._require_active(name, "look into")
+        return await asyncio.to_thread(read_anatomy, vm.machine.description)
+
+    @contextmanager
+    def _exclusive(self, name: str, action: str) -> Iterator[None]:
+        """Do one thing at a time to a VM. Raises ``BusyError`` at once."""
+        if name in self._actions:
+            raise BusyError(
+                f"cannot {action} {name!r}: another action is under way ({self._actions[name]})",
+                remedy="wait for its end, or cancel it",
+            )
+        self._actions[name] = action
+        try:
+            yield
+        finally:
+            del self._actions[name]
+
+    async def _require_active(self, name: str, action: str) -> ActiveVm:
+        vm = self._host.find((await self._definitions.get(name)).uuid)
+        if vm is None:
+            raise _not_running(name, action)
+        return vm
+
+    def _require_resting(self, record: VmRecord, action: str) -> None:
+        vm = self._host.find(record.uuid)
+        if vm is not None:
+            raise WrongStateError(
+                f"cannot {action} {record.name}: it is {self._view(record).status.state}",
+                remedy="it must not be running",
+            )
+
+    def _view(self, record: VmRecord) -> VmView:
+        run = self._runs.of(record.uuid, record.name)
+        action = self._actions.get(record.name, "")
+        vm = self._host.find(record.uuid)
+        if vm is None:
+            status = build_resting_status(run, self._boot_id, action)
+        else:
+            status = build_active_status(vm.machine, run, record, action)
+        return VmView(record=record, status=status)
+
+    def _tell(self, kind: EventKind, name: str, uuid: str, message: str = "") -> None:
+        self._emit(VmEvent(kind=kind, name=name, uuid=uuid, message=message))
+
+
+def _not_running(name: str, action: str) -> WrongStateError:
+    return WrongStateError(f"cannot {action} {name}: it does not run", remedy=f"duovisor vm start {name}")

@@ -1,0 +1,58 @@
+"""A VM's status, put together from its machine, its latest run and its definition; pure but for pidfds."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from duovisor.controlling.vms.records import ProcessState, ProcessStatus, VmStatus
+from duovisor.hypervisor.lifecycle import ENDED, State
+
+if TYPE_CHECKING:
+    from duovisor.controlling.machine import Machine
+    from duovisor.controlling.vms.documents import RunDocument
+    from duovisor.controlling.vms.records import VmRecord
+
+
+def build_resting_status(run: RunDocument, boot_id: str, action: str) -> VmStatus:
+    """The status of a VM that does not run: ``stopped`` or ``crashed`` after a run in this boot."""
+    ended_now = run.ended_boot_id == boot_id
+    resting = run.state if ended_now and run.state in ENDED else State.DEFINED
+    return VmStatus(
+        state=State.STARTING if action == "start" else resting,
+        ended_at=run.ended_at,
+        faults=run.faults,
+        action=action,
+    )
+
+
+def build_active_status(machine: Machine, run: RunDocument, record: VmRecord, action: str) -> VmStatus:
+    """The status of a VM that has a machine; it counts as ``stopping`` until nothing of it is left."""
+    description = machine.description
+    state = machine.vmm.state
+    return VmStatus(
+        state=State.STOPPING if state in ENDED else state,
+        accelerator=description.accelerator,
+        accelerator_reason=description.accelerator_reason,
+        pid=description.processes[-1].pid,
+        started_at=datetime.fromtimestamp(description.started_at, UTC),
+        processes=tuple(_list_processes(machine)),
+        faults=run.faults,
+        action=action,
+        restart_needed=description.spec != record.spec,
+    )
+
+
+def _list_processes(machine: Machine) -> list[ProcessStatus]:
+    running = {name for name, process in machine.partitions.items() if not process.has_ended}
+    if machine.vmm.process is not None and not machine.vmm.process.has_ended:
+        running.add("")
+    return [
+        ProcessStatus(
+            role=process.role,
+            pid=process.pid,
+            device=process.device,
+            state=ProcessState.RUNNING if process.device in running else ProcessState.ENDED,
+        )
+        for process in machine.description.processes
+    ]
