@@ -9,7 +9,7 @@
     ├── ChannelError       channel/errors.py      a peer broke the vhost-user protocol
     └── ControllingError   controlling/errors.py  storage, networks, partitions, images
 
-Each concrete error has a stable ``code`` (kebab-case); ``cli/exit_codes.py`` maps codes to exit codes.
+Each concrete error has a stable ``code`` (kebab-case); ``error_table.py`` maps codes to HTTP statuses and exit codes.
 """
 
 from __future__ import annotations

@@ -1,0 +1,70 @@
+"""What the service needs of whoever manages the VMs; ``controlling.vms`` has the real one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from duovisor.controlling.anatomy import Anatomy
+    from duovisor.controlling.vms.records import Autostart, Page, Progress, RecoveryReport, VmView
+    from duovisor.spec.vm import VirtualMachineSpec
+
+
+class Console(Protocol):
+    """The serial console of a running VM, which several may watch."""
+
+    def attach(self, show: Callable[[bytes], None]) -> Callable[[], None]:
+        """Call ``show`` with the scroll-back and all that follows; returns the function that detaches."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Type into the console."""
+        ...
+
+
+class VmManager(Protocol):
+    """Every method raises ``DuovisorError``; ``if_revision`` is the revision that the caller saw."""
+
+    async def open(self) -> None: ...
+
+    async def recover(self) -> RecoveryReport: ...
+
+    async def start_autostart_vms(self) -> None: ...
+
+    async def close(self) -> None:
+        """Let go of the VMs; they run on."""
+        ...
+
+    async def list(self, limit: int = 100, after: str | None = None) -> Page[VmView]: ...
+
+    async def get(self, name: str) -> VmView: ...
+
+    async def create(self, spec: VirtualMachineSpec, autostart: Autostart) -> VmView: ...
+
+    async def update(
+        self, name: str, spec: VirtualMachineSpec, autostart: Autostart, if_revision: int
+    ) -> VmView: ...
+
+    async def rename(self, name: str, new: str, if_revision: int) -> VmView: ...
+
+    async def delete(self, name: str, if_revision: int) -> None: ...
+
+    async def start(self, name: str, progress: Progress) -> object: ...
+
+    async def shutdown(self, name: str, timeout_s: float, progress: Progress) -> object: ...
+
+    async def stop(self, name: str) -> object: ...
+
+    async def pause(self, name: str) -> object: ...
+
+    async def resume(self, name: str) -> object: ...
+
+    async def reset(self, name: str) -> object: ...
+
+    async def anatomy(self, name: str) -> Anatomy: ...
+
+    def console(self, name: str) -> Console: ...
+
+    async def read_console_log(self, name: str, max_bytes: int) -> bytes: ...

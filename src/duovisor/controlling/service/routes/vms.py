@@ -1,0 +1,196 @@
+"""Virtual machines: definitions under ETags, actions as operations."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Response
+from pydantic import Field
+
+from duovisor.controlling.anatomy import Anatomy
+from duovisor.controlling.service.actions import BESIDE, Action, build_work, check_action
+from duovisor.controlling.service.context import Service, ServiceDep
+from duovisor.controlling.service.errors import RequestInvalidError
+from duovisor.controlling.service.gate import Administrator, Operator, Viewer
+from duovisor.controlling.service.identity import Identity
+from duovisor.controlling.service.operations import Operation
+from duovisor.controlling.service.replies import (
+    After,
+    ApiModel,
+    IfMatch,
+    Limit,
+    Name,
+    build_etag,
+    parse_if_match,
+)
+from duovisor.controlling.service.routes.operations import accept
+from duovisor.controlling.vms.records import Autostart, Page, VmView
+from duovisor.spec.vm import VirtualMachineSpec, check_name
+
+router = APIRouter(prefix="/v1/vms", tags=["vms"])
+
+SHUTDOWN_TIMEOUT_S = 60.0
+
+
+class VmDefinition(ApiModel):
+    """What a VM is to be."""
+
+    spec: VirtualMachineSpec
+    autostart: Autostart = Autostart()
+
+
+class NewName(ApiModel):
+    """What a VM is to be called."""
+
+    name: str = Field(max_length=300)
+
+
+class ShutdownOptions(ApiModel):
+    """How long the guest may take."""
+
+    timeout_s: Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)] = SHUTDOWN_TIMEOUT_S
+
+
+@router.get("", summary="List VMs by name")
+async def list_vms(service: ServiceDep, _: Viewer, limit: Limit = 100, after: After = None) -> Page[VmView]:
+    return await service.manager.list(limit, after)
+
+
+@router.post("", status_code=201, summary="Define a VM")
+async def create_vm(
+    service: ServiceDep, who: Administrator, definition: VmDefinition, response: Response
+) -> VmView:
+    vm = await service.manager.create(definition.spec, definition.autostart)
+    response.headers["Location"] = f"/v1/vms/{vm.record.name}"
+    return await _changed(service, who, "create", vm, response)
+
+
+@router.get("/{name}", summary="Show a VM")
+async def get_vm(service: ServiceDep, _: Viewer, name: Name, response: Response) -> VmView:
+    vm = await service.manager.get(name)
+    response.headers["ETag"] = build_etag(vm.record.revision)
+    return vm
+
+
+@router.put("/{name}", summary="Change a VM's definition; a running VM takes it up at its next start")
+async def update_vm(
+    service: ServiceDep,
+    who: Administrator,
+    name: Name,
+    definition: VmDefinition,
+    response: Response,
+    if_match: IfMatch = None,
+) -> VmView:
+    revision = await _read_precondition(service, name, if_match)
+    if definition.spec.name != name:
+        raise RequestInvalidError(
+            f"the specification is called {definition.spec.name!r}, the VM {name!r}",
+            remedy=f"rename it with POST /v1/vms/{name}/rename",
+            field="spec.name",
+        )
+    vm = await service.manager.update(name, definition.spec, definition.autostart, revision)
+    return await _changed(service, who, "update", vm, response)
+
+
+@router.delete("/{name}", status_code=204, summary="Forget a VM that does not run; its disks stay")
+async def delete_vm(service: ServiceDep, who: Administrator, name: Name, if_match: IfMatch = None) -> None:
+    revision = await _read_precondition(service, name, if_match)
+    service.operations.require_idle(_object(name))
+    await service.manager.delete(name, revision)
+    await service.events.wait_written(service.events.emit(who.name, "vm.delete", _object(name)))
+
+
+@router.post("/{name}/rename", summary="Rename a VM that does not run")
+async def rename_vm(
+    service: ServiceDep,
+    who: Administrator,
+    name: Name,
+    new: NewName,
+    response: Response,
+    if_match: IfMatch = None,
+) -> VmView:
+    revision = await _read_precondition(service, name, if_match)
+    try:
+        check_name(new.name)
+    except ValueError as error:
+        raise RequestInvalidError(str(error), field="name") from error
+    service.operations.require_idle(_object(name))
+    vm = await service.manager.rename(name, new.name, revision)
+    return await _changed(service, who, "rename", vm, response, f"it was called {name}")
+
+
+@router.get("/{name}/anatomy", summary="Show a running VM's layers, processes and host access")
+async def get_anatomy(service: ServiceDep, _: Viewer, name: Name) -> Anatomy:
+    return await service.manager.anatomy(name)
+
+
+@router.post("/{name}/start", status_code=202, summary="Start a VM")
+async def start_vm(service: ServiceDep, who: Operator, name: Name, response: Response) -> Operation:
+    return await _act(service, who, name, Action.START, response)
+
+
+@router.post("/{name}/shutdown", status_code=202, summary="Ask the guest to shut down, and wait")
+async def shut_vm_down(
+    service: ServiceDep,
+    who: Operator,
+    name: Name,
+    response: Response,
+    options: ShutdownOptions | None = None,
+) -> Operation:
+    timeout_s = (options or ShutdownOptions()).timeout_s
+    return await _act(service, who, name, Action.SHUTDOWN, response, timeout_s)
+
+
+@router.post("/{name}/stop", status_code=202, summary="Pull the plug; the guest is not asked")
+async def stop_vm(service: ServiceDep, who: Operator, name: Name, response: Response) -> Operation:
+    return await _act(service, who, name, Action.STOP, response)
+
+
+@router.post("/{name}/pause", status_code=202, summary="Hold a VM's processors")
+async def pause_vm(service: ServiceDep, who: Operator, name: Name, response: Response) -> Operation:
+    return await _act(service, who, name, Action.PAUSE, response)
+
+
+@router.post("/{name}/resume", status_code=202, summary="Let a paused VM run on")
+async def resume_vm(service: ServiceDep, who: Operator, name: Name, response: Response) -> Operation:
+    return await _act(service, who, name, Action.RESUME, response)
+
+
+@router.post("/{name}/reset", status_code=202, summary="Press the reset button")
+async def reset_vm(service: ServiceDep, who: Operator, name: Name, response: Response) -> Operation:
+    return await _act(service, who, name, Action.RESET, response)
+
+
+async def _act(
+    service: Service,
+    who: Identity,
+    name: str,
+    action: Action,
+    response: Response,
+    timeout_s: float = SHUTDOWN_TIMEOUT_S,
+) -> Operation:
+    vm = await service.manager.get(name)
+    beside = BESIDE.get(action, frozenset())
+    service.operations.require_idle(_object(name), beside=beside)  # says more than that the state is wrong
+    check_action(action, vm)
+    work = build_work(service.manager, action, name, timeout_s=timeout_s)
+    return await accept(service, f"vm.{action}", _object(name), who, work, response, beside=beside)
+
+
+async def _changed(
+    service: Service, who: Identity, action: str, vm: VmView, response: Response, message: str = ""
+) -> VmView:
+    """Note a change that was made, and put the new ETag into the reply."""
+    response.headers["ETag"] = build_etag(vm.record.revision)
+    event = service.events.emit(who.name, f"vm.{action}", _object(vm.record.name), message=message)
+    await service.events.wait_written(event)
+    return vm
+
+
+async def _read_precondition(service: Service, name: str, if_match: str | None) -> int:
+    current = await service.manager.get(name)
+    return parse_if_match(if_match, current.record.revision)
+
+
+def _object(name: str) -> str:
+    return f"vm/{name}"

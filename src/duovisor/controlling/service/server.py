@@ -1,0 +1,174 @@
+"""One run of duovisord, from the lock on its state folder to the last event.
+
+It starts to listen only when it knows what runs on this host, and stops without touching a VM: operations
+get a few seconds to end, then count as interrupted; VMs and their drivers run on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+from duovisor import __version__
+from duovisor.controlling.service.app import build_app
+from duovisor.controlling.service.context import Service
+from duovisor.controlling.service.errors import ListenError
+from duovisor.controlling.service.events import EventLog, Outcome
+from duovisor.controlling.service.gate import Gatekeeper
+from duovisor.controlling.service.http_server import build_uvicorn_config, start_http
+from duovisor.controlling.service.identity import current_uid, find_gid, service_identity
+from duovisor.controlling.service.manager import VmManager
+from duovisor.controlling.service.operations import Operations
+from duovisor.controlling.service.sockets import (
+    SOCKET_NAME,
+    make_runtime_folder,
+    notify_manager,
+    open_https_socket,
+    open_unix_socket,
+)
+from duovisor.controlling.service.tokens import Tokens, utc_now
+from duovisor.controlling.store.interface import Store
+from duovisor.controlling.store.sqlite import open_sqlite_store
+from duovisor.controlling.vms.records import EventKind, RecoveryReport, VmEvent
+from duovisor.directories import Directories
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from duovisor.controlling.service.config import ServiceConfig
+
+STORE_FILE = "store.sqlite"
+OPERATIONS_GRACE_S = 5.0
+
+Emit = Callable[[VmEvent], None]
+MakeManager = Callable[[Store, Directories, Emit], VmManager]
+
+# who asked for these is known only to the API, which notes them itself
+_NOTED_BY_THE_API = frozenset({EventKind.CREATED, EventKind.UPDATED, EventKind.RENAMED, EventKind.DELETED})
+_BAD = frozenset({EventKind.START_FAILED, EventKind.CRASHED, EventKind.FAULT})
+
+_log = logging.getLogger("duovisord")
+
+
+async def serve(
+    config: ServiceConfig, directories: Directories, make_manager: MakeManager, stop: asyncio.Event
+) -> None:
+    """Run the service until ``stop`` is set. Raises ``DuovisorError`` when it cannot start."""
+    async with AsyncExitStack() as stack:
+        service = await stack.enter_async_context(open_service(config, directories, make_manager))
+        app = build_app(service)
+        path = directories.runtime / SOCKET_NAME
+        listener = stack.enter_context(open_unix_socket(path, find_gid(config.group)))
+        await stack.enter_async_context(start_http(build_uvicorn_config(app, None), listener))
+        if config.https is not None:
+            tls = build_uvicorn_config(app, config.https)
+            listener = stack.enter_context(open_https_socket(config.https))
+            await stack.enter_async_context(start_http(tls, listener))
+            _log.info("listens on https://%s:%d", *listener.getsockname()[:2])
+        _log.info("duovisord %s listens on %s", __version__, path)
+        notify_manager("READY=1")
+        async with _autostart(service.manager):
+            await stop.wait()
+        notify_manager("STOPPING=1")
+        await service.operations.close(grace_s=OPERATIONS_GRACE_S)
+        await service.events.wait_written(service.events.last_emitted)
+        service.stopping.set()
+
+
+@asynccontextmanager
+async def open_service(
+    config: ServiceConfig, directories: Directories, make_manager: MakeManager
+) -> AsyncIterator[Service]:
+    """Everything but the listening: store, events, operations, tokens, and the VMs found on this host.
+
+    Raises ``StoreInUseError`` when another service has the state folder.
+    """
+    begun, started_at = time.monotonic(), utc_now()
+    make_runtime_folder(directories.runtime)
+    _make_state_folder(directories)
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(open_sqlite_store(directories.state / STORE_FILE))
+        events = EventLog(store, kept=config.history.events)
+        await events.open()
+        stack.push_async_callback(events.close)
+        tokens = Tokens(store)
+        await tokens.open()
+        operations = Operations(store, events, kept=config.history.operations)
+        interrupted = await operations.open()
+        manager = make_manager(store, directories, lambda event: note(events, event))
+        await manager.open()
+        stack.push_async_callback(manager.close)
+        recovery = await manager.recover()
+        who = service_identity().name
+        stack.callback(events.emit, who, "service.stop", "service", message="VMs run on")
+        events.emit(who, "service.start", "service", message=describe_start(recovery, interrupted))
+        yield Service(
+            manager=manager,
+            events=events,
+            operations=operations,
+            tokens=tokens,
+            gatekeeper=Gatekeeper(tokens, service_uid=current_uid(), admin_gid=find_gid(config.group)),
+            directories=directories,
+            recovery=recovery,
+            started_at=started_at,
+            start_s=round(time.monotonic() - begun, 3),
+        )
+
+
+def note(events: EventLog, event: VmEvent) -> None:
+    """Keep what the manager says happened to a VM."""
+    if event.kind in _NOTED_BY_THE_API:
+        return
+    outcome = Outcome.FAILED if event.kind in _BAD else Outcome.DONE
+    events.emit(service_identity().name, f"vm.{event.kind}", f"vm/{event.name}", outcome, event.message)
+
+
+def describe_start(recovery: RecoveryReport, interrupted: int) -> str:
+    """What a start found, in one line; pure."""
+    found = [
+        f"{len(names)} {title}"
+        for title, names in (
+            ("VMs adopted", recovery.adopted),
+            ("ended meanwhile", recovery.ended),
+            ("stops finished", recovery.finished),
+            ("starts rolled back", recovery.rolled_back),
+            ("leftovers removed", recovery.removed),
+            ("problems", recovery.problems),
+        )
+        if names
+    ]
+    if interrupted:
+        found.append(f"{interrupted} operations interrupted")
+    return ", ".join(found) or "nothing ran"
+
+
+def _make_state_folder(directories: Directories) -> None:
+    try:
+        directories.state.mkdir(parents=True, exist_ok=True, mode=0o711)
+    except OSError as error:
+        raise ListenError(
+            f"cannot make the folder {directories.state}: {error.strerror}", remedy="set DUOVISOR_STATE_DIR"
+        ) from error
+
+
+@asynccontextmanager
+async def _autostart(manager: VmManager) -> AsyncIterator[None]:
+    """Start the VMs that start with the host, beside everything else."""
+    task = asyncio.create_task(manager.start_autostart_vms())
+    task.add_done_callback(_log_failure)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await task
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.error("the autostart of VMs ended early: %s", error)

@@ -1,0 +1,127 @@
+"""The one table of what an error code means outside: HTTP status and exit code.
+
+Exit codes: 0 success · 2 the command or specification is wrong · 3 not found · 4 in use, or changed by
+somebody else · 5 this host cannot · 6 a program or VMM failed · 7 timed out · 8 not allowed · 1 anything
+else. 130 is an interrupt, as in every shell.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Meaning(NamedTuple):
+    """What an error code becomes: as the status of an HTTP reply, and as the exit code of a command."""
+
+    http_status: int
+    exit_code: int
+
+
+UNKNOWN = Meaning(500, 1)
+
+_WRONG_REQUEST = Meaning(422, 2)
+_NOT_FOUND = Meaning(404, 3)
+_CONFLICT = Meaning(409, 4)
+_HOST_CANNOT = Meaning(409, 5)
+_FAILED = Meaning(500, 6)
+_TIMED_OUT = Meaning(504, 7)
+
+MEANINGS: dict[str, Meaning] = {
+    # spec
+    "spec-invalid": _WRONG_REQUEST,
+    "spec-unreadable": _WRONG_REQUEST,
+    # hardware
+    "hardware": _FAILED,
+    "accelerator-unavailable": _HOST_CANNOT,
+    "qemu-unusable": _HOST_CANNOT,
+    # processes
+    "process": _FAILED,
+    "program-not-found": _HOST_CANNOT,
+    "program-failed": _FAILED,
+    "program-timeout": _TIMED_OUT,
+    # hypervisor
+    "hypervisor": _FAILED,
+    "wrong-state": _CONFLICT,
+    "plan-refused": _WRONG_REQUEST,
+    "vmm-start-failed": _FAILED,
+    "vmm-gone": Meaning(409, 6),
+    "qmp-refused": _FAILED,
+    "outcome-unknown": _TIMED_OUT,
+    "memory-file": _HOST_CANNOT,
+    # channel
+    "channel-closed": _FAILED,
+    "channel-memory": _FAILED,
+    "channel-protocol": _FAILED,
+    "channel-queue": _FAILED,
+    # controlling: machines
+    "controlling": _FAILED,
+    "name-in-use": _CONFLICT,
+    "vm-not-found": _NOT_FOUND,
+    "revision-conflict": Meaning(412, 4),
+    "busy": _CONFLICT,
+    "shutdown-timeout": _TIMED_OUT,
+    "vm-change-refused": _WRONG_REQUEST,
+    "memory-too-large": _HOST_CANNOT,
+    "disk-file": Meaning(409, 2),
+    "disk-locked": _CONFLICT,
+    "partition-failed": _FAILED,
+    "host-lacks": _HOST_CANNOT,
+    "boot-file": Meaning(409, 2),
+    # controlling: images and the probe guest
+    "image-not-found": _NOT_FOUND,
+    "image-broken": Meaning(409, 6),
+    "image-build-failed": _HOST_CANNOT,
+    "guest-timeout": _TIMED_OUT,
+    "guest-gone": _FAILED,
+    "guest-protocol": _FAILED,
+    "storage-job-failed": _FAILED,
+    # controlling: store
+    "store": _FAILED,
+    "store-request-invalid": _WRONG_REQUEST,
+    "store-compacted": Meaning(410, 6),
+    "store-revision-future": _WRONG_REQUEST,
+    "store-closed": Meaning(503, 6),
+    "store-in-use": _CONFLICT,
+    "store-corrupt": Meaning(500, 5),
+    "store-format": Meaning(500, 5),
+    "store-read-only": Meaning(503, 5),
+    "store-full": Meaning(507, 5),
+    "store-io": Meaning(500, 5),
+    "document-invalid": Meaning(500, 5),
+    "document-too-new": Meaning(500, 5),
+    "document-exists": _CONFLICT,
+    "document-not-found": _NOT_FOUND,
+    "document-conflict": Meaning(412, 4),
+    "lease-not-found": _NOT_FOUND,
+    # controlling: service
+    "service": _FAILED,
+    "internal": Meaning(500, 6),
+    "service-config": Meaning(500, 2),
+    "listen-failed": Meaning(500, 5),
+    "stopping": Meaning(503, 4),
+    "not-authenticated": Meaning(401, 8),
+    "not-allowed": Meaning(403, 8),
+    "no-such-path": _NOT_FOUND,
+    "method-not-allowed": Meaning(405, 2),
+    "request-invalid": _WRONG_REQUEST,
+    "request-too-large": Meaning(413, 2),
+    "precondition-required": Meaning(428, 2),
+    "operation-not-found": _NOT_FOUND,
+    "operation-finished": _CONFLICT,
+    "operation-cancelled": Meaning(409, 6),
+    "operation-interrupted": Meaning(409, 6),
+    "too-many-operations": Meaning(429, 4),
+    "token-not-found": _NOT_FOUND,
+    "token-exists": _CONFLICT,
+    # client: never in a reply, for it is about replies
+    "service-address": _WRONG_REQUEST,
+    "service-unreachable": Meaning(503, 6),
+    "service-start-failed": Meaning(503, 6),
+    "service-connection-lost": Meaning(504, 7),
+    "service-reply": Meaning(502, 6),
+}
+
+
+def meaning_of(code: str) -> Meaning:
+    """What an error code means; ``UNKNOWN`` where the table has no line for it."""
+    return MEANINGS.get(code, UNKNOWN)

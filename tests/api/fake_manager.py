@@ -1,0 +1,215 @@
+"""A VM manager without VMs: definitions in memory, and guests that do what their name says.
+
+A VM called ``slow…`` takes a minute to start, ``refusing…`` cannot start, ``faulty…`` meets a fault of ours,
+``stubborn…`` does not shut down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from typing import TYPE_CHECKING
+
+from duovisor.controlling.anatomy import Anatomy, ProcessAnatomy
+from duovisor.controlling.vms.errors import (
+    RevisionConflictError,
+    ShutdownTimeoutError,
+    VmNameInUseError,
+    VmNotFoundError,
+)
+from duovisor.controlling.vms.records import (
+    Autostart,
+    EventKind,
+    Page,
+    ProcessState,
+    ProcessStatus,
+    Progress,
+    RecoveryReport,
+    VmEvent,
+    VmRecord,
+    VmStatus,
+    VmView,
+    now,
+)
+from duovisor.hypervisor.errors import VmmStartError, WrongStateError
+from duovisor.hypervisor.lifecycle import State
+from duovisor.spec.vm import Accelerator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from duovisor.controlling.store.interface import Store
+    from duovisor.directories import Directories
+    from duovisor.spec.vm import VirtualMachineSpec
+
+SLOW_S = 60.0
+NOT_RUNNING = (State.DEFINED, State.STOPPED, State.CRASHED)
+
+
+class FakeConsole:
+    """Answers every line that is typed with the same in capitals."""
+
+    def __init__(self, name: str) -> None:
+        self.scrollback = bytearray(f"{name} login: ".encode())
+        self._viewers: list[Callable[[bytes], None]] = []
+
+    def attach(self, show: Callable[[bytes], None]) -> Callable[[], None]:
+        show(bytes(self.scrollback))
+        self._viewers.append(show)
+        return lambda: self._viewers.remove(show)
+
+    def write(self, data: bytes) -> None:
+        answer = data.upper()
+        self.scrollback += answer
+        for show in self._viewers:
+            show(answer)
+
+
+class FakeVmManager:
+    """Keeps the manager's contract as far as the API can see it."""
+
+    def __init__(self, store: Store, directories: Directories, emit: Callable[[VmEvent], None]) -> None:
+        self._emit = emit
+        self._vms: dict[str, VmView] = {}
+        self._consoles: dict[str, FakeConsole] = {}
+        self._revision = 100
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def start_autostart_vms(self) -> None: ...
+
+    async def recover(self) -> RecoveryReport:
+        return RecoveryReport(adopted=("survivor",))
+
+    async def list(self, limit: int = 100, after: str | None = None) -> Page[VmView]:
+        names = [name for name in sorted(self._vms) if after is None or name > after]
+        items = tuple(self._vms[name] for name in names[:limit])
+        return Page(items=items, after=names[limit - 1] if len(names) > limit else None)
+
+    async def get(self, name: str) -> VmView:
+        try:
+            return self._vms[name]
+        except KeyError:
+            raise VmNotFoundError(f"there is no VM {name!r}", remedy="duovisor vm list") from None
+
+    async def create(self, spec: VirtualMachineSpec, autostart: Autostart) -> VmView:
+        self._require_free(spec.name)
+        record = VmRecord(
+            name=spec.name,
+            uuid=str(uuid.uuid4()),
+            spec=spec,
+            autostart=autostart,
+            created_at=now(),
+            revision=self._next_revision(),
+        )
+        return self._keep(VmView(record=record, status=VmStatus(state=State.DEFINED)))
+
+    async def update(
+        self, name: str, spec: VirtualMachineSpec, autostart: Autostart, if_revision: int
+    ) -> VmView:
+        vm = await self._seen(name, if_revision)
+        return self._keep(self._with_record(vm, spec=spec, autostart=autostart))
+
+    async def rename(self, name: str, new: str, if_revision: int) -> VmView:
+        vm = await self._seen(name, if_revision)
+        self._require_free(new)
+        self._require(vm, *NOT_RUNNING)
+        del self._vms[name]
+        spec = vm.record.spec.model_copy(update={"name": new})
+        return self._keep(self._with_record(vm, name=new, spec=spec))
+
+    async def delete(self, name: str, if_revision: int) -> None:
+        self._require(await self._seen(name, if_revision), *NOT_RUNNING)
+        del self._vms[name]
+
+    async def start(self, name: str, progress: Progress) -> VmView:
+        self._require(await self.get(name), *NOT_RUNNING)
+        progress(10, "checking")
+        if name.startswith("refusing"):
+            raise VmmStartError("the VMM fell silent", remedy="read its log")
+        if name.startswith("faulty"):
+            raise ZeroDivisionError(name)
+        if name.startswith("slow"):
+            progress(42, "being slow")
+            await asyncio.sleep(SLOW_S)
+        progress(90, "waiting for the guest")
+        return self._enter(name, State.RUNNING, EventKind.STARTED)
+
+    async def shutdown(self, name: str, timeout_s: float, progress: Progress) -> VmView:
+        self._require(await self.get(name), State.RUNNING)
+        if name.startswith("stubborn"):
+            progress(10, "power button pressed")
+            await asyncio.sleep(timeout_s)
+            raise ShutdownTimeoutError(f"{name} runs on")
+        return self._enter(name, State.STOPPED, EventKind.STOPPED)
+
+    async def stop(self, name: str) -> VmView:
+        return self._enter(name, State.STOPPED, EventKind.STOPPED)
+
+    async def pause(self, name: str) -> VmView:
+        return self._enter(name, State.PAUSED, EventKind.PAUSED)
+
+    async def resume(self, name: str) -> VmView:
+        return self._enter(name, State.RUNNING, EventKind.RESUMED)
+
+    async def reset(self, name: str) -> VmView:
+        return self._enter(name, State.RUNNING, EventKind.RESET)
+
+    async def anatomy(self, name: str) -> Anatomy:
+        vm = await self.get(name)
+        self._require(vm, State.RUNNING, State.PAUSED)
+        service = ProcessAnatomy("controlling", "manager", os.getpid(), "duovisord", (), (), ())
+        return Anatomy(name=name, design=vm.record.spec.design, accelerator="tcg", processes=(service,))
+
+    def console(self, name: str) -> FakeConsole:
+        if name not in self._vms:
+            raise VmNotFoundError(f"there is no VM {name!r}")
+        return self._consoles.setdefault(name, FakeConsole(name))
+
+    async def read_console_log(self, name: str, max_bytes: int) -> bytes:
+        await self.get(name)
+        return bytes(self.console(name).scrollback[-max_bytes:])
+
+    def _enter(self, name: str, state: State, kind: EventKind) -> VmView:
+        vm = self._vms[name]
+        running = state in (State.RUNNING, State.PAUSED)
+        driver = ProcessStatus(role="storage", pid=os.getpid(), device="disk0", state=ProcessState.RUNNING)
+        status = VmStatus(
+            state=state,
+            accelerator=Accelerator.TCG if running else None,
+            pid=os.getpid() if running else None,
+            started_at=now() if running else None,
+            processes=(driver,) if running else (),
+        )
+        self._emit(VmEvent(kind=kind, name=name, uuid=vm.record.uuid))
+        return self._keep(vm.model_copy(update={"status": status}))
+
+    async def _seen(self, name: str, revision: int) -> VmView:
+        vm = await self.get(name)
+        if vm.record.revision != revision:
+            raise RevisionConflictError(f"{name} was changed", remedy="read it again and repeat the change")
+        return vm
+
+    def _with_record(self, vm: VmView, **changes: object) -> VmView:
+        record = vm.record.model_copy(update={**changes, "revision": self._next_revision()})
+        return vm.model_copy(update={"record": record})
+
+    def _require_free(self, name: str) -> None:
+        if name in self._vms:
+            raise VmNameInUseError(f"there is a VM {name!r} already", remedy="choose another name")
+
+    @staticmethod
+    def _require(vm: VmView, *states: State) -> None:
+        if vm.status.state not in states:
+            raise WrongStateError(f"{vm.record.name} is {vm.status.state}")
+
+    def _keep(self, vm: VmView) -> VmView:
+        self._vms[vm.record.name] = vm
+        return vm
+
+    def _next_revision(self) -> int:
+        self._revision += 1
+        return self._revision

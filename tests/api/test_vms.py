@@ -1,0 +1,180 @@
+"""Virtual machines over REST: their whole life, and what is refused."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.api.running import Api, RunningService
+
+
+def test_a_vm_lives_a_whole_life(api: Api, name: str) -> None:
+    made = api.make_vm(name, cpus=2, memory_mib=256)
+    assert made.headers["location"] == f"/v1/vms/{name}"
+    assert api.act(name, "start")["state"] == "done"
+    assert api.get(f"/v1/vms/{name}").json()["status"]["state"] == "running"
+    assert api.get(f"/v1/vms/{name}/anatomy").json()["processes"][0]["layer"] == "controlling"
+    assert [d["device"] for d in api.get("/v1/drivers").json()["items"] if d["vm"] == name] == ["disk0"]
+    for action in ("pause", "resume", "reset", "shutdown"):
+        assert api.act(name, action)["state"] == "done"
+    etag = api.get(f"/v1/vms/{name}").headers["etag"]
+    renamed = api.post(f"/v1/vms/{name}/rename", json={"name": name + "-b"}, headers={"If-Match": etag})
+    assert renamed.json()["record"]["name"] == name + "-b"
+    gone = api.delete(f"/v1/vms/{name}-b", headers={"If-Match": renamed.headers["etag"]})
+    assert gone.status_code == 204
+    assert api.get(f"/v1/vms/{name}-b").json()["code"] == "vm-not-found"
+
+
+def test_a_list_comes_in_pages(api: Api, name: str) -> None:
+    names = [f"{name}-{index}" for index in range(5)]
+    for each in names:
+        api.make_vm(each)
+    seen: list[str] = []
+    after = None
+    while True:
+        page = api.get("/v1/vms", params={"limit": 2, **({"after": after} if after else {})}).json()
+        assert len(page["items"]) <= 2
+        seen += [vm["record"]["name"] for vm in page["items"]]
+        if (after := page["after"]) is None:
+            break
+    assert [each for each in seen if each.startswith(name)] == names
+    assert seen == sorted(set(seen))
+
+
+@pytest.mark.parametrize("limit", [0, 1001, -1, "many"])
+def test_a_page_has_limits(api: Api, limit: object) -> None:
+    reply = api.get("/v1/vms", params={"limit": str(limit)})
+    assert (reply.status_code, reply.json()["field"]) == (422, "limit")
+
+
+def test_a_change_needs_the_etag_of_what_was_seen(api: Api, name: str) -> None:
+    etag = api.make_vm(name).headers["etag"]
+    wanted = {"spec": {"name": name, "cpus": 4}}
+    without = api.put(f"/v1/vms/{name}", json=wanted)
+    assert (without.status_code, without.json()["code"]) == (428, "precondition-required")
+    changed = api.put(f"/v1/vms/{name}", json=wanted, headers={"If-Match": etag})
+    assert changed.json()["record"]["spec"]["cpus"] == 4
+    stale = api.put(f"/v1/vms/{name}", json={"spec": {"name": name}}, headers={"If-Match": etag})
+    assert (stale.status_code, stale.json()["code"]) == (412, "revision-conflict")
+    assert api.get(f"/v1/vms/{name}").json() == changed.json()
+    for path, method in ((f"/v1/vms/{name}", "DELETE"), (f"/v1/vms/{name}/rename", "POST")):
+        body = {"name": "other"} if method == "POST" else None
+        assert api.request(method, path, json=body, headers={"If-Match": etag}).status_code == 412
+        assert api.request(method, path, json=body).status_code == 428
+    assert api.get(f"/v1/vms/{name}").json() == changed.json()
+
+
+@pytest.mark.parametrize("etag", ["7", 'W/"7"', '"7", "8"', '"x"', '""'])
+def test_an_if_match_that_is_no_etag_of_ours_is_refused(api: Api, name: str, etag: str) -> None:
+    api.make_vm(name)
+    reply = api.delete(f"/v1/vms/{name}", headers={"If-Match": etag})
+    assert (reply.status_code, reply.json()["field"]) == (422, "If-Match")
+
+
+def test_a_star_matches_whatever_is_there(api: Api, name: str) -> None:
+    api.make_vm(name)
+    assert api.delete(f"/v1/vms/{name}", headers={"If-Match": "*"}).status_code == 204
+
+
+def test_of_several_who_change_what_they_saw_one_wins(service: RunningService, api: Api, name: str) -> None:
+    etag = api.make_vm(name).headers["etag"]
+
+    def change(cpus: int) -> int:
+        with service.connect() as client:
+            body = {"spec": {"name": name, "cpus": cpus}}
+            return client.put(f"/v1/vms/{name}", json=body, headers={"If-Match": etag}).status_code
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sorted(pool.map(change, range(1, 9))) == [200] + [412] * 7
+
+
+def test_of_several_who_define_the_same_name_one_wins(service: RunningService, name: str) -> None:
+    def define(_: int) -> int:
+        with service.connect() as client:
+            return client.post("/v1/vms", json={"spec": {"name": name}}).status_code
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sorted(pool.map(define, range(8))) == [201] + [409] * 7
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "said"),
+    [
+        ({"spec": {"name": "a", "colour": "red"}}, "spec.colour", "unknown field 'spec.colour'"),
+        ({"spec": {"name": "a"}, "extra": 1}, "extra", "unknown field 'extra'"),
+        ({"spec": {"name": "a/b"}}, "spec.name", "'a/b' is not a name"),
+        ({"spec": {"name": "a" * 300}}, "spec.name", "300 characters long"),
+        ({"spec": {"name": "a", "cpus": 0}}, "spec.cpus", "(got 0)"),
+        ({"spec": {"name": "a", "disks": [{"pth": "x"}]}}, "spec.disks.0.path", "field required"),
+        ({}, "spec", "field required"),
+        ([], "body", "valid dictionary"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_one_line(api: Api, body: object, field: str, said: str) -> None:
+    before = api.get("/v1/vms", params={"limit": 1000}).json()
+    reply = api.post("/v1/vms", json=body)
+    assert (reply.status_code, reply.json()["code"]) == (422, "request-invalid")
+    assert reply.json()["field"] == field
+    assert said in reply.json()["message"]
+    assert api.get("/v1/vms", params={"limit": 1000}).json() == before
+
+
+def test_what_is_not_json_is_refused(api: Api) -> None:
+    for body in (b"{", b"\xff\xfe", b"[" * 100_000, b""):
+        reply = api.post("/v1/vms", content=body, headers={"Content-Type": "application/json"})
+        assert (reply.status_code, reply.json()["code"]) == (422, "request-invalid")
+
+
+def test_a_body_that_is_too_large_is_refused(api: Api) -> None:
+    reply = api.post("/v1/vms", json={"spec": {"name": "x" * (2 << 20)}})
+    assert (reply.status_code, reply.json()["code"]) == (413, "request-too-large")
+
+
+def test_a_name_in_use_is_refused(api: Api, name: str) -> None:
+    first = api.make_vm(name)
+    assert api.post("/v1/vms", json={"spec": {"name": name, "cpus": 8}}).json()["code"] == "name-in-use"
+    api.make_vm(name + "-b")
+    rename = api.post(f"/v1/vms/{name}-b/rename", json={"name": name}, headers={"If-Match": "*"})
+    assert (rename.status_code, rename.json()["code"]) == (409, "name-in-use")
+    assert api.get(f"/v1/vms/{name}").json() == first.json()
+
+
+def test_a_name_is_changed_only_by_renaming(api: Api, name: str) -> None:
+    api.make_vm(name)
+    reply = api.put(f"/v1/vms/{name}", json={"spec": {"name": "other"}}, headers={"If-Match": "*"})
+    assert (reply.status_code, reply.json()["field"]) == (422, "spec.name")
+    assert "rename" in reply.json()["remedy"]
+
+
+@pytest.mark.parametrize("action", ["shutdown", "stop", "pause", "resume", "reset"])
+def test_an_action_in_the_wrong_state_is_refused_and_starts_no_operation(
+    api: Api, name: str, action: str
+) -> None:
+    before = api.make_vm(name).json()
+    reply = api.post(f"/v1/vms/{name}/{action}")
+    assert (reply.status_code, reply.json()["code"]) == (409, "wrong-state")
+    assert reply.json()["remedy"].startswith("it must be ")
+    assert api.get(f"/v1/vms/{name}").json() == before
+    operations = api.get("/v1/operations", params={"limit": 1000}).json()["items"]
+    assert [o for o in operations if o["object"] == f"vm/{name}"] == []
+
+
+@pytest.mark.parametrize("action", ["start", "shutdown", "stop", "pause", "resume", "reset"])
+def test_an_action_on_nothing_is_refused(api: Api, action: str) -> None:
+    assert api.post(f"/v1/vms/nobody/{action}").json()["code"] == "vm-not-found"
+
+
+def test_a_running_vm_is_not_deleted(api: Api, name: str) -> None:
+    api.make_vm(name)
+    api.act(name, "start")
+    assert api.delete(f"/v1/vms/{name}", headers={"If-Match": "*"}).json()["code"] == "wrong-state"
+    assert api.get(f"/v1/vms/{name}").status_code == 200
+
+
+def test_a_path_or_method_that_is_not_there(api: Api) -> None:
+    assert api.get("/v1/vmss").json()["code"] == "no-such-path"
+    assert api.patch("/v1/vms").json()["code"] == "method-not-allowed"
+    assert "GET" in api.patch("/v1/vms").headers["allow"]
