@@ -45,7 +45,10 @@ def command(spec_file: Path | None, as_json: bool, **options: Any) -> int:
 
     directories = find_directories()
     spec = build_spec_from(spec_file, options, directories)
-    return asyncio.run(_run(spec, directories, as_json=as_json))
+    try:
+        return asyncio.run(_run(spec, directories, as_json=as_json))
+    except asyncio.CancelledError:
+        raise click.Abort from None
 
 
 def build_spec_from(
@@ -69,6 +72,10 @@ async def _run(spec: VirtualMachineSpec, directories: Directories, *, as_json: b
     from duovisor.controlling.machine import start_machine
     from duovisor.hardware.capabilities import read_capabilities
 
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGTERM, signal.SIGHUP):  # until the VM runs; then they press its power button
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     capabilities = read_capabilities(directories.cache)
     started = time.monotonic()
     async with start_machine(spec, capabilities, directories) as machine:
@@ -96,6 +103,7 @@ async def _run(spec: VirtualMachineSpec, directories: Directories, *, as_json: b
 async def _stay(machine: Machine, *, show: bool) -> None:
     """Stay until the VM has ended; Ctrl-] or a signal asks it to, a second one makes it."""
     from duovisor.cli.terminal import attach_terminal
+    from duovisor.hypervisor.lifecycle import ENDED
 
     ending: list[asyncio.Task[None]] = []
 
@@ -108,11 +116,11 @@ async def _stay(machine: Machine, *, show: bool) -> None:
     lost = asyncio.create_task(machine.wait_partition_lost())
     ended = asyncio.create_task(machine.vmm.wait_ended())
     with attach_terminal(machine.console, end) if show else contextlib.nullcontext():
-        await asyncio.wait({lost, ended}, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait({lost, ended}, return_when=asyncio.FIRST_COMPLETED)
     for task in (lost, ended, *ending):
         task.cancel()
     await asyncio.gather(lost, ended, *ending, return_exceptions=True)
-    if lost.done() and not lost.cancelled() and not ended.done():
+    if ended not in done and machine.vmm.state not in ENDED:
         raise lost.result()
 
 

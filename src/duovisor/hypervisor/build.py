@@ -72,9 +72,9 @@ def build_vmm_sandbox(
 ) -> Sandbox:
     """The empty sandbox of a microkernelized VMM: QEMU's own files, the boot files, the guest's memory."""
     read_only = [(Path("/usr"), "/usr"), (Path("/etc/ld.so.cache"), "/etc/ld.so.cache")]
-    if not paths.qemu.is_relative_to("/usr"):
-        prefix = paths.qemu.parent.parent
-        read_only.append((prefix, str(prefix)))
+    own = find_qemu_folder(paths.qemu)
+    if own is not None:
+        read_only.append((own, str(own)))
     writable = [(paths.memory_file, SANDBOX_MEMORY)]
     if spec.kernel is not None:
         read_only.append((Path(spec.kernel.path), firmware.SANDBOX_KERNEL))
@@ -92,3 +92,14 @@ def build_vmm_sandbox(
         devices=("/dev/kvm",) if kvm else (),
         links=USR_MERGED,
     )
+
+
+def find_qemu_folder(qemu: Path) -> Path | None:
+    """What of the host a QEMU needs that lies outside /usr: its installation prefix, or where it was built.
+
+    Never the root folder: a sandbox that sees all of the host is none.
+    """
+    if qemu.is_relative_to("/usr") or qemu.parent in (Path("/bin"), Path("/sbin")):
+        return None
+    folder = qemu.parent.parent if qemu.parent.name == "bin" else qemu.parent
+    return qemu if folder == Path("/") else folder

@@ -1,0 +1,354 @@
+"""What a user can get wrong, on the real host: one clear line, the table's exit code, and nothing left.
+
+No guest is booted: a small raw disk without anything to boot from is enough for a VM to start.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+from tests.unit.hardware.fake_qemu import as_output, build_answers, write_script
+from tests.vm.conftest import find_processes
+
+from duovisor.controlling.disk_files import open_disk
+from duovisor.hardware.kvm import KvmState
+from duovisor.spec.vm import DiskSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from duovisor.hardware.capabilities import HostCapabilities
+
+pytestmark = pytest.mark.vm
+
+DESIGNS = ("monolithic", "microkernelized")
+WRONG, NOT_FOUND, IN_USE, HOST_CANNOT, FAILED = 2, 3, 4, 5, 6
+START_TIMEOUT_S = 60.0
+STRANGER = 54321
+
+both_designs = pytest.mark.parametrize("design", DESIGNS)
+
+
+class Outcome(NamedTuple):
+    """What a command came to."""
+
+    exit_code: int
+    output: str
+    errors: str
+
+
+class Host:
+    """This host as one user sees it: ``duovisor`` with folders of its own, and what lies in them."""
+
+    def __init__(self, root: Path, user: int | None = None, python: str = sys.executable) -> None:
+        self.root = root
+        self.user = user
+        self.python = python
+        self.environment = {
+            **os.environ,
+            "HOME": str(root),
+            "PYTHONPATH": ":".join(path for path in sys.path if path.endswith(("site-packages", "/src"))),
+            **{f"DUOVISOR_{name.upper()}_DIR": str(root / name) for name in ("state", "runtime", "cache")},
+        }
+
+    def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
+        """Start ``duovisor`` in the background."""
+        return subprocess.Popen(
+            [self.python, "-m", "duovisor", *map(str, arguments)],
+            env=self.environment, cwd="/", stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            user=self.user, group=self.user, extra_groups=None if self.user is None else [],
+        )  # fmt: skip
+
+    def run(self, *arguments: str | Path) -> Outcome:
+        """Run ``duovisor`` to its end."""
+        program = self.start(*arguments)
+        output, errors = program.communicate(timeout=START_TIMEOUT_S)
+        return Outcome(program.returncode, output, errors)
+
+    def find_left(self) -> list[str]:
+        """Files in the runtime folder, mounts and processes that belong to this test."""
+        left = [str(path) for path in (self.root / "runtime").rglob("*") if path.name != "vms"]
+        mounts = Path("/proc/mounts").read_text().splitlines()
+        left += [line for line in mounts if f" {self.root}/" in line]
+        if self.user:
+            left += [str(path) for path in Path("/dev/shm").glob(f"duovisor-{self.user}-*")]
+        return left + find_processes(self.root)
+
+    def refuse(self, *arguments: str | Path, exit_code: int) -> str:
+        """Run a command that must fail with this code and one line of error; nothing may be left."""
+        before = self.find_left()
+        outcome = self.run("run", *arguments)
+        assert outcome.exit_code == exit_code, outcome
+        assert outcome.output == ""
+        lines = outcome.errors.splitlines()
+        assert lines[0].startswith("error: ")
+        assert [line[:7] for line in lines[1:]] in ([], ["  try: "]), outcome.errors
+        assert self.find_left() == before
+        return outcome.errors
+
+    @contextmanager
+    def running(self, *arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+        """A VM that runs in the foreground of another process, ended by two signals."""
+        program = self.start("run", *arguments)
+        try:
+            wait_for_line(program, "Ctrl-] ends it")
+            yield program
+        finally:
+            for _ in range(2):  # the power button, and as nothing listens to it, the plug
+                if program.poll() is None:
+                    program.send_signal(signal.SIGTERM)
+                    time.sleep(0.2)
+            errors = program.communicate(timeout=START_TIMEOUT_S)[1]
+        assert self.find_left() == [], errors
+
+
+def wait_for_line(program: subprocess.Popen[str], part: str) -> None:
+    """Wait until the program says something on standard error that holds ``part``."""
+    assert program.stderr is not None
+    seen = []
+    while line := program.stderr.readline():
+        seen.append(line)
+        if part in line:
+            return
+    raise AssertionError(f"ended without {part!r}: {seen}")
+
+
+@pytest.fixture
+def host(capabilities: HostCapabilities) -> Iterator[Host]:
+    """Short paths: a Unix socket's may have 107 bytes."""
+    root = Path(tempfile.mkdtemp(prefix="dvt-", dir="/tmp"))
+    yield (made := Host(root))
+    left = made.find_left()
+    shutil.rmtree(root)
+    assert left == []
+
+
+@pytest.fixture
+def image(host: Host) -> Path:
+    path = host.root / "disk.raw"
+    path.touch()
+    os.truncate(path, 1 << 20)
+    return path
+
+
+@both_designs
+def test_unknown_field(host: Host, design: str) -> None:
+    spec = host.root / "vm.toml"
+    spec.write_text(f'name = "vm"\ndesign = "{design}"\nmemroy = "1G"\n')
+    assert host.refuse(spec, exit_code=WRONG) == "error: unknown field 'memroy'\n"
+
+
+@both_designs
+def test_memory_larger_than_the_host(host: Host, design: str, capabilities: HostCapabilities) -> None:
+    said = host.refuse("--memory", "15T", "--design", design, exit_code=HOST_CANNOT)
+    there = capabilities.memory_total_mib
+    assert f"vm asks for 15728640 MiB of memory; this host has {there} MiB" in said
+    assert f"memory_mib must be below {there}" in said
+
+
+@both_designs
+def test_images_that_are_none(host: Host, image: Path, design: str) -> None:
+    def refuse(path: Path) -> str:
+        return host.refuse("--disk", path, "--design", design, exit_code=WRONG)
+
+    missing = host.root / "missing.raw"
+    assert f"disk image {missing} does not exist\n  try: qemu-img create -f raw {missing} 10G" in refuse(
+        missing
+    )
+    assert f"disk image {host.root} is a directory\n  try: name a file in it" in refuse(host.root)
+    os.truncate(image, 1000)
+    said = refuse(image)
+    assert f"disk image {image} has 1000 bytes, which is no multiple of 512" in said
+    assert f"try: truncate -s %512 {image} rounds it up" in said
+    os.truncate(image, 0)
+    assert f"disk image {image} is empty" in refuse(image)
+
+
+@both_designs
+def test_an_image_locked_by_a_disk_tool(host: Host, image: Path, design: str) -> None:
+    tool = subprocess.Popen(
+        ["qemu-io", "-f", "raw", str(image)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert tool.stdin is not None
+    assert tool.stdout is not None
+    tool.stdin.write("length\n")
+    tool.stdin.flush()
+    tool.stdout.readline()
+    try:
+        assert f"{image} is in use by another VM or disk tool" in refuse_locked(host, image, design)
+    finally:
+        tool.communicate("quit\n", timeout=20)
+
+
+@both_designs
+def test_an_image_locked_by_our_own(host: Host, image: Path, design: str) -> None:
+    with open_disk(DiskSpec(path=str(image))):
+        refuse_locked(host, image, design)
+
+
+def refuse_locked(host: Host, image: Path, design: str) -> str:
+    """Another user is an error that ``find_left`` must not count: it names the image in its command line."""
+    outcome = host.run("run", "--disk", image, "--design", design)
+    assert outcome.exit_code == IN_USE, outcome
+    assert "  try: stop the other user" in outcome.errors
+    assert [path.name for path in (host.root / "runtime").rglob("*")] in ([], ["vms"])
+    return outcome.errors
+
+
+@pytest.mark.parametrize(("first", "second"), [DESIGNS, DESIGNS[::-1]])
+def test_an_image_and_a_name_in_use_by_a_running_vm(host: Host, image: Path, first: str, second: str) -> None:
+    with host.running("--disk", image, "--name", "one", "--design", first):
+        said = host.refuse("--disk", image, "--name", "two", "--design", second, exit_code=IN_USE)
+        assert f"{image} is in use by another VM or disk tool" in said
+        said = host.refuse("--name", "one", "--design", second, exit_code=IN_USE)
+        assert "a VM named 'one' runs already\n  try: choose another --name, or stop that one" in said
+        names = re.findall(r"^(\S+)  \S+ design$", host.run("anatomy").output, re.MULTILINE)
+        assert names == ["one"]
+
+
+@pytest.mark.parametrize("name", ["a/b", "../up", "a" * 300, "", ".."])
+def test_bad_names(host: Host, name: str) -> None:
+    said = host.refuse("--name", name, exit_code=WRONG)
+    assert "error: name: " in said
+    if len(name) == 300:
+        assert "the name is 300 characters long; 63 is the most" in said
+
+
+def test_boot_files(host: Host) -> None:
+    said = host.refuse("--kernel", host.root, exit_code=WRONG)
+    assert f"kernel {host.root} is no readable file\n  try: correct kernel.path" in said
+
+
+def test_a_runtime_folder_with_a_long_name(host: Host) -> None:
+    host.environment["DUOVISOR_RUNTIME_DIR"] = str(host.root / ("x" * 100))
+    said = host.refuse("--name", "vm", exit_code=FAILED)
+    assert "try: choose a shorter DUOVISOR_RUNTIME_DIR" in said
+    assert list((host.root / ("x" * 100)).rglob("vm*")) == [host.root / ("x" * 100) / "vms"]
+
+
+def test_qemu_that_is_missing(host: Host) -> None:
+    host.environment["DUOVISOR_QEMU"] = str(host.root / "no-qemu")
+    said = host.refuse(exit_code=HOST_CANNOT)
+    assert f"{host.root}/no-qemu: No such file or directory" in said
+    host.environment["DUOVISOR_QEMU"] = "no-such-qemu"
+    assert "no-such-qemu is not in PATH\n  try: apt" in host.refuse(exit_code=HOST_CANNOT)
+
+
+def test_qemu_that_dies_whatever_it_is_asked(host: Host) -> None:
+    program = write_script(host.root / "qemu", "echo 'symbol lookup error: libmoon.so' >&2; exit 127")
+    host.environment["DUOVISOR_QEMU"] = str(program)
+    assert "symbol lookup error: libmoon.so" in host.refuse(exit_code=HOST_CANNOT)
+
+
+def write_qemu(host: Host, at_start: str) -> None:
+    """A QEMU that answers the probe as the real one does and at a start runs a script."""
+    (host.root / "bin").mkdir()
+    (host.root / "bin/answers").write_text(as_output(build_answers()))
+    script = f'case " $* " in *" -S "*) {at_start};; esac; cat > /dev/null; cat {host.root}/bin/answers'
+    host.environment["DUOVISOR_QEMU"] = str(write_script(host.root / "bin/qemu", script))
+
+
+@both_designs
+def test_qemu_that_dies_at_the_start(host: Host, design: str) -> None:
+    host.root.chmod(0o755)
+    write_qemu(host, "echo 'qemu: cannot find the moon' >&2; exit 1")
+    said = host.refuse("--design", design, exit_code=FAILED)
+    assert "error: vm: " in said
+    assert "exited with 1: qemu: cannot find the moon" in said
+
+
+@both_designs
+def test_a_signal_during_the_start_leaves_nothing(host: Host, design: str) -> None:
+    host.root.chmod(0o755)
+    write_qemu(host, f"echo begun > {host.root}/begun; exec sleep 600")
+    program = host.start("run", "--design", design)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not (host.root / "runtime/vms/vm/qmp.sock").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    program.send_signal(signal.SIGTERM)
+    assert program.communicate(timeout=START_TIMEOUT_S) == ("", "interrupted\n")
+    assert program.returncode == 130
+    assert host.find_left() == []
+
+
+def test_kvm_where_there_is_none(host: Host, capabilities: HostCapabilities) -> None:
+    if capabilities.kvm.state is KvmState.WORKS:
+        pytest.skip("KVM works on this host")
+    said = host.refuse("--accelerator", "kvm", exit_code=HOST_CANNOT)
+    reason = capabilities.kvm.reason.split(":")[0]  # what follows may be a measured time
+    assert f"accelerator kvm does not work here: {reason}" in said
+    assert "try: accelerator auto or tcg" in said
+
+
+def test_a_lost_driver_ends_the_vm_with_its_last_words(host: Host, image: Path) -> None:
+    with host.running("--disk", image, "--design", "microkernelized") as program:
+        anatomy = host.run("anatomy", "--json").output
+        (driver,) = re.findall(r'"role": "storage driver",\s+"pid": (\d+)', anatomy)
+        os.kill(int(driver), signal.SIGKILL)
+        wait_for_line(program, "error: vm: storage driver of disk0: ")
+        assert program.wait(START_TIMEOUT_S) == FAILED
+
+
+@pytest.fixture
+def stranger(host: Host) -> Host:
+    """The same host for an unprivileged user, who owns the test's folder and nothing else."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user; an unprivileged run of all tests covers it")
+    python = find_open_python()
+    if python is None:
+        pytest.skip("no Python with the packages that this test runs on is open to other users")
+    os.chown(host.root, STRANGER, STRANGER)
+    return Host(host.root, STRANGER, python)
+
+
+def find_open_python() -> str | None:
+    """This Python, or the system's of the same version, if any user can start it and read its packages."""
+    packages = [Path(path) for path in sys.path if path.endswith(("site-packages", "/src"))]
+    if not all(map(is_open_to_all, packages)):
+        return None
+    for python in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
+        if Path(python).exists() and is_open_to_all(Path(python)):
+            return python
+    return None
+
+
+def is_open_to_all(path: Path) -> bool:
+    """Whether any user can come to the file, and to the one it links to."""
+    folders = {each for start in (path, path.resolve()) for each in (start, *start.parents)}
+    return all(each.stat().st_mode & 0o001 for each in folders)
+
+
+@both_designs
+def test_no_root(stranger: Host, image: Path, design: str) -> None:
+    """It works, or the one line says what this user lacks."""
+    os.chown(image, STRANGER, STRANGER)
+    check = stranger.run("host", "check", "--json")
+    if f'"{design}"' in check.output and '"verdict": "no"' not in check.output.split(f'"{design}"')[1]:
+        with stranger.running("--disk", image, "--design", design, "--accelerator", "tcg"):
+            assert f"image {image} (read-write)" in stranger.run("anatomy").output.replace("\n", "")
+    else:
+        said = stranger.refuse("--disk", image, "--design", design, exit_code=HOST_CANNOT)
+        assert "  try: " in said
+
+
+def test_no_root_and_no_permission(stranger: Host, image: Path) -> None:
+    image.chmod(0o400)
+    said = stranger.refuse("--disk", image, exit_code=WRONG)
+    assert f"cannot open disk image {image} for writing: Permission denied\n  try: make it read_only" in said
+    stranger.environment["DUOVISOR_RUNTIME_DIR"] = "/run/duovisor-forbidden"
+    said = stranger.refuse(exit_code=FAILED)
+    assert "cannot make the run folder /run/duovisor-forbidden/vms/vm: Permission denied" in said
+    assert "try: set DUOVISOR_RUNTIME_DIR" in said
