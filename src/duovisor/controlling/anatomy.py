@@ -122,7 +122,7 @@ def _held(pid: int, machine: MachineDescription) -> Iterator[str]:
         disk = images.get((status.st_dev, status.st_ino))
         if disk is not None:
             yield f"image {disk.path} ({'read-only' if disk.read_only else 'read-write'})"
-        elif target.startswith("/dev/") and target != "/dev/null" and not target.startswith("/dev/pts"):
+        elif stat.S_ISCHR(status.st_mode) and target != "/dev/null" and not target.startswith("/dev/pts"):
             yield f"device {target}"
         elif stat.S_ISBLK(status.st_mode):
             yield f"block device {target}"

@@ -132,10 +132,9 @@ def test_a_size_inside_a_format_is_the_format_s_own(image: Path) -> None:
 
 def test_no_permission(image: Path) -> None:
     image.chmod(0o444)
-    for folder in (image.parent, *image.parents):
-        if folder.owner() != "root" or folder == Path("/tmp"):
-            break
-        folder.chmod(0o755)
+    if os.geteuid() == 0:  # pytest's own folders are closed to the other user
+        for folder in image.parents[:3]:
+            folder.chmod(0o755)
 
     def look() -> None:
         assert "for writing: Permission denied (make it read_only, or" in refuse(build(image))
