@@ -48,7 +48,9 @@ MEANINGS: dict[str, Meaning] = {
     "qmp-refused": _FAILED,
     "outcome-unknown": _TIMED_OUT,
     "memory-file": _HOST_CANNOT,
-    # channel
+    # channel and drivers
+    "channel": _FAILED,
+    "driver-refused": _FAILED,
     "channel-closed": _FAILED,
     "channel-memory": _FAILED,
     "channel-protocol": _FAILED,
@@ -117,6 +119,7 @@ MEANINGS: dict[str, Meaning] = {
     "service-address": _WRONG_REQUEST,
     "service-unreachable": Meaning(503, 6),
     "service-start-failed": Meaning(503, 6),
+    "service-stop-failed": Meaning(503, 6),
     "service-connection-lost": Meaning(504, 7),
     "service-reply": Meaning(502, 6),
 }

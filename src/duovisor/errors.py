@@ -9,7 +9,8 @@
     ├── ChannelError       channel/errors.py      a peer broke the vhost-user protocol
     └── ControllingError   controlling/errors.py  storage, networks, partitions, images
 
-Each concrete error has a stable ``code`` (kebab-case); ``error_table.py`` maps codes to HTTP statuses and exit codes.
+Each concrete error has a stable ``code`` (kebab-case); ``error_table.py`` says the HTTP status and exit code
+of each.
 """
 
 from __future__ import annotations

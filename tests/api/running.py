@@ -17,7 +17,7 @@ import httpx
 from tests.api.document import ROOT, check_reply
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 START_TIMEOUT_S = 30.0
 SHOWN_STATES = ("pending", "running")
@@ -67,8 +67,9 @@ def read_events(stream: httpx.Response) -> Iterator[dict[str, Any]]:
 class RunningService:
     """The process and its folders; it can be killed and started again on the same state."""
 
-    def __init__(self, folder: Path, config: str = "") -> None:
+    def __init__(self, folder: Path, config: str = "", environment: Mapping[str, str] | None = None) -> None:
         self.folder = folder
+        self.extra_environment = environment or {}
         self.socket = folder / "run/duovisord.sock"
         self.config = folder / "duovisord.toml"
         self.config.write_text(config)
@@ -79,6 +80,7 @@ class RunningService:
     def environment(self) -> dict[str, str]:
         return {
             **os.environ,
+            **self.extra_environment,
             "DUOVISOR_STATE_DIR": str(self.folder / "state"),
             "DUOVISOR_RUNTIME_DIR": str(self.folder / "run"),
             "DUOVISOR_CACHE_DIR": str(self.folder / "cache"),
@@ -120,10 +122,12 @@ class RunningService:
 
 
 @contextlib.contextmanager
-def start_service(config: str = "", folder: Path | None = None) -> Iterator[RunningService]:
+def start_service(
+    config: str = "", folder: Path | None = None, environment: Mapping[str, str] | None = None
+) -> Iterator[RunningService]:
     """A service of its own, ended and its folders removed when the block is left."""
     with tempfile.TemporaryDirectory(prefix="duovisor-api-") as made:
-        service = RunningService(folder or Path(made), config)
+        service = RunningService(folder or Path(made), config, environment)
         service.start()
         try:
             yield service
