@@ -123,11 +123,10 @@ class Rings:
             self.stop(ring)
 
     def reset(self) -> None:
-        """Stop all queues and forget where they were."""
+        """Stop all queues and forget where they lie; they start when the front end sets them up again."""
         self.stop_all()
         for ring in self.all:
             ring.address = None
-            ring.base = 0
             ring.enabled = False
 
     def fail(self, ring: Ring) -> None:

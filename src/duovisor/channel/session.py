@@ -136,9 +136,10 @@ class Session:
         self._protocol_features = features
 
     def _set_status(self, message: Message) -> None:
+        """Zero stops the queues and no more: QEMU 7.2 sends it to pause, before it asks where they are."""
         self.status = parse_u64(message.payload) & 0xFF
         if self.status == 0:
-            self._reset_device()
+            self.rings.stop_all()
 
     def _reset_device(self) -> None:
         self.rings.reset()

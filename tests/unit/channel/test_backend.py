@@ -227,12 +227,16 @@ def test_device_learns_the_features(front: FrontEnd, running: RunningBackend) ->
     assert running.device.seen_features == bits.CHANNEL_FEATURES & ~bits.LOG_ALL | EchoDevice.features
 
 
-@pytest.mark.parametrize("request_number", [Request.RESET_DEVICE, Request.SET_STATUS])
-def test_a_reset_stops_the_queues(front: FrontEnd, running: RunningBackend, request_number: Request) -> None:
+@pytest.mark.parametrize(("request_number", "resets"), [(Request.RESET_DEVICE, 1), (Request.SET_STATUS, 0)])
+def test_a_reset_stops_the_queues_and_keeps_their_place(
+    front: FrontEnd, running: RunningBackend, request_number: Request, resets: int
+) -> None:
+    """QEMU 7.2 sets the status to 0 before it asks for the base, when a VM is paused or migrates."""
     assert ask(front, b"one") == b"eno"
     front._request(request_number, build_u64(0) if request_number is Request.SET_STATUS else b"")
     assert isinstance(running.device, EchoDevice)
-    assert running.device.resets == 1
+    assert running.device.resets == resets
+    assert front.stop() == [1, 0]
     request = EchoRequest(front, b"two")
     request.queue.submit(request.head)
     request.queue.force_kick()
