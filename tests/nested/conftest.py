@@ -1,0 +1,63 @@
+"""The nested test's one run: an outer guest that is a KVM host, in which both designs run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.nested.outer_disk import Release, build_outer_disk, parse_release
+from tests.nested.outer_guest import Reports, run_outer_guest
+from tests.nested.payload import build_payload
+
+from duovisor.controlling.images.probe import build_probe_image
+from duovisor.directories import find_directories
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+DEADLINE_S = 400.0  # a run takes 100 s on two processors that have little else to do
+PROGRAMS = ("mmdebstrap", "mke2fs", "qemu-system-x86_64", "setpriv", "unshare")
+FOLDER = pytest.StashKey[Path]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Say under each failure where the guest's console, logs and command lines are."""
+    report = yield
+    if report.failed and FOLDER in item.config.stash:
+        report.sections.append(("nested guest", f"logs and command lines are in {item.config.stash[FOLDER]}"))
+    return report
+
+
+@pytest.fixture(scope="session")
+def reports(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Reports:
+    """What the outer guest reported of its one run with both designs in it."""
+    release = find_release()
+    directories = find_directories()
+    outer = build_outer_disk(directories.cache, release)
+    image = build_probe_image(directories, print)
+    folder = pytestconfig.stash[FOLDER] = tmp_path_factory.mktemp("nested")
+    payload = folder / "payload.ext4"
+    try:
+        build_payload(payload, image, outer.python_version)
+        return asyncio.run(run_outer_guest(outer, payload, folder, deadline_s=DEADLINE_S))
+    finally:
+        payload.unlink(missing_ok=True)
+
+
+def find_release() -> Release:
+    """The release that the outer guest is made of; skips where one cannot be made."""
+    if os.geteuid() != 0:
+        pytest.skip("the outer guest's disk is installed by root")
+    if missing := [name for name in PROGRAMS if shutil.which(name) is None]:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    release = parse_release(Path("/etc/os-release").read_text(), os.environ)
+    if release is None:
+        pytest.skip("the outer guest is made of the host's own release, which must be a Debian or Ubuntu")
+    return release
