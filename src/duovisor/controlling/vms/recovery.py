@@ -8,7 +8,9 @@ may be killed as well.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from duovisor.controlling.console_log import remove_console_log
@@ -26,7 +28,6 @@ from duovisor.hypervisor.lifecycle import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from duovisor.controlling.description import MachineDescription
     from duovisor.controlling.run_folder import RunFolder
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from duovisor.directories import Directories
 
 PARALLEL = 16
+LOCK_TIMEOUT_S, LOCK_RETRY_S = 2.0, 0.01
 
 
 class Recovery:
@@ -79,17 +81,31 @@ class Recovery:
     async def _look_at(self, name: str) -> None:
         async with self._parallel:
             try:
-                folder = open_run_folder(self._directories.vms, name)
-            except NameInUseError:
-                return  # somebody's foreground VM
+                folder = await self._own(name)
             except ControllingError as error:
                 self._found["problems"].append(str(error))
+                return
+            if folder is None:
                 return
             try:
                 await self._deal_with(folder)
             except (DuovisorError, OSError) as error:
                 self._found["problems"].append(f"{name}: {error}")
                 folder.release()
+
+    async def _own(self, name: str) -> RunFolder | None:
+        """Own a run folder; ``None`` for that of somebody's foreground VM.
+
+        A program that the dead service was just starting has its locks still, until it has begun.
+        """
+        deadline = time.monotonic() + LOCK_TIMEOUT_S
+        while True:
+            try:
+                return open_run_folder(self._directories.vms, name)
+            except NameInUseError:
+                if _owner_lives(self._directories.vms / name) or time.monotonic() > deadline:
+                    return None
+            await asyncio.sleep(LOCK_RETRY_S)
 
     async def _deal_with(self, folder: RunFolder) -> None:
         """Adopt or undo what a run folder describes."""
@@ -165,3 +181,8 @@ class Recovery:
             if path.stem not in self._runs:
                 remove_console_log(path)
                 self._found["removed"].append(str(path))
+
+
+def _owner_lives(folder: Path) -> bool:
+    left = load_description(folder)
+    return left is not None and Path(f"/proc/{left.owner_pid}").exists()

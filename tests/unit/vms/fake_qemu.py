@@ -1,0 +1,132 @@
+"""A QEMU for the manager's tests: a real process that speaks QMP to client after client, and has no guest.
+
+It keeps its state between connections, greets whoever is on the console, and ends on the power button, unless
+there is a file ``ignores-power`` beside the program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import selectors
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+GREETING = {
+    "QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": ""}, "capabilities": []}
+}
+BANNER = b"fake guest: login: "
+IGNORES_POWER = "ignores-power"
+
+
+def write_fake_qemu(folder: Path) -> Path:
+    """The fake as a program."""
+    program = folder / "qemu-system-x86_64"
+    program.write_text(f'#!/bin/sh\nFAKE_FOLDER="{folder}" exec "{sys.executable}" -S -E "{__file__}" "$@"\n')
+    program.chmod(0o755)
+    return program
+
+
+def find_listener(name: str) -> socket.socket:
+    """The listening socket that the command line names for a character device."""
+    match = re.search(rf"socket,id={name},fd=(\d+),server=on", " ".join(sys.argv))
+    assert match is not None, sys.argv
+    return socket.socket(fileno=int(match[1]))
+
+
+class FakeQemu:
+    """The VMM: one monitor, one console, no guest."""
+
+    def __init__(self) -> None:
+        self.status = "prelaunch"
+        self.selector = selectors.DefaultSelector()
+        self.monitor: socket.socket | None = None
+        self.text = ""
+        for name in ("qmp", "console"):
+            self.selector.register(find_listener(name), selectors.EVENT_READ, name)
+
+    def serve(self) -> None:
+        while True:
+            for key, _ in self.selector.select():
+                assert isinstance(key.fileobj, socket.socket)
+                match key.data:
+                    case "qmp":
+                        self.monitor, self.text = key.fileobj.accept()[0], ""
+                        self.selector.register(self.monitor, selectors.EVENT_READ, "request")
+                        self.say(GREETING)
+                    case "console":
+                        console = key.fileobj.accept()[0]
+                        self.selector.register(console, selectors.EVENT_READ, "typed")
+                        send(console, BANNER)
+                    case "request":
+                        self.read(key.fileobj)
+                    case _:
+                        self.echo(key.fileobj)
+
+    def echo(self, console: socket.socket) -> None:
+        data = receive(console)
+        if data:
+            send(console, data)
+        else:
+            self.selector.unregister(console)
+
+    def say(self, message: dict[str, Any]) -> None:
+        if self.monitor is not None:
+            send(self.monitor, json.dumps(message).encode() + b"\r\n")
+
+    def tell(self, event: str, **data: object) -> None:
+        self.say({"event": event, "data": data, "timestamp": {"seconds": 0, "microseconds": 0}})
+
+    def read(self, monitor: socket.socket) -> None:
+        data = receive(monitor)
+        if not data:
+            self.selector.unregister(monitor)
+            if monitor is self.monitor:
+                self.monitor = None
+            return
+        self.text = (self.text + data.decode()).lstrip()
+        while self.text:
+            try:
+                request, end = json.JSONDecoder().raw_decode(self.text)
+            except ValueError:
+                return  # its end is still on the way
+            self.text = self.text[end:].lstrip()
+            self.answer(request)
+
+    def answer(self, request: dict[str, Any]) -> None:
+        command = request["execute"]
+        self.status = {"cont": "running", "stop": "paused"}.get(command, self.status)
+        result = {"status": self.status} if command == "query-status" else {}
+        self.say({"return": result, "id": request.get("id")})
+        match command:
+            case "cont":
+                self.tell("RESUME")
+            case "stop":
+                self.tell("STOP")
+            case "system_reset":
+                self.tell("RESET")
+            case "system_powerdown" if not (Path(os.environ["FAKE_FOLDER"]) / IGNORES_POWER).exists():
+                self.tell("SHUTDOWN", guest=True, reason="guest-shutdown")
+                os._exit(0)
+
+
+def send(connection: socket.socket, data: bytes) -> None:
+    """Send to who may be gone by now, as QEMU does."""
+    with contextlib.suppress(ConnectionError):
+        connection.sendall(data)
+
+
+def receive(connection: socket.socket) -> bytes:
+    """What came, or nothing when the other side is gone."""
+    try:
+        return connection.recv(4096)
+    except ConnectionError:
+        return b""
+
+
+if __name__ == "__main__":
+    FakeQemu().serve()

@@ -1,0 +1,252 @@
+"""Kills a manager with -9 at step after step of a VM's life, and looks at what the next one makes of it.
+
+A program: ``python -m tests.unit.vms.killed_manager FOLDER steps FIRST EVERY``. A step is anything that
+touches the host (Python's audit events: files, sockets, processes) or the store. For each step number it
+forks a manager that kills itself there, recovers, compares host and store, ends the VM, and compares again.
+With ``moments COUNT SECONDS`` in place of the steps, managers are killed at random moments.
+It prints one JSON object: how many were ``killed``, ``kinds`` of recovery seen, ``violations``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import sys
+from collections import Counter
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.unit.vms.fake_host import (
+    build_capabilities,
+    build_directories,
+    build_vm,
+    find_files,
+    find_processes,
+)
+
+from duovisor.controlling.description import load_description
+from duovisor.controlling.store.errors import StoreInUseError
+from duovisor.controlling.store.sqlite import open_sqlite_store
+from duovisor.controlling.vms.documents import RUN_KIND, RUNS
+from duovisor.controlling.vms.errors import ShutdownTimeoutError
+from duovisor.controlling.vms.manager import VmManager
+from duovisor.controlling.vms.records import Autostart, VmStatus
+from duovisor.hypervisor.lifecycle import State
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from duovisor.controlling.store.interface import Store
+    from duovisor.directories import Directories
+    from duovisor.hardware.capabilities import HostCapabilities
+    from duovisor.spec.vm import VirtualMachineSpec
+
+# events that change nothing outside this process, or are no step of ours
+IGNORED = (
+    "object.",
+    "code.",
+    "compile",
+    "exec",
+    "import",
+    "marshal.",
+    "sys.",
+    "builtins.",
+    "ctypes.",
+    "array.",
+)
+NAME = "vm"
+NEVER = 1 << 62
+
+
+class Steps:
+    """Counts steps, and kills this process at the one that was asked for."""
+
+    def __init__(self, fatal: int) -> None:
+        self._left = fatal
+        sys.addaudithook(self._on_event)
+
+    def _on_event(self, event: str, _: tuple[Any, ...]) -> None:
+        if not event.startswith(IGNORED):
+            self.count()
+
+    def count(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def count_store_steps(store: Store, count: Callable[[], None]) -> None:
+    """Make each write a step before and a step after it."""
+    for name in ("put", "commit", "delete"):
+        write = getattr(store, name)
+
+        async def counted(*arguments: Any, write: Any = write, **options: Any) -> Any:
+            count()
+            result = await write(*arguments, **options)
+            count()
+            return result
+
+        setattr(store, name, counted)
+
+
+class Trials:
+    """One host on which managers are killed."""
+
+    def __init__(
+        self,
+        root: Path,
+        capabilities: HostCapabilities,
+        spec: VirtualMachineSpec,
+        *,
+        shutdown_timeout_s: float = 30.0,
+    ) -> None:
+        self.shutdown_timeout_s = shutdown_timeout_s
+        self.root = root
+        self.directories: Directories = build_directories(root)
+        self.capabilities = capabilities
+        self.spec = spec
+        self.acknowledged = root / "acknowledged"
+        self.kinds: Counter[str] = Counter()
+        self.violations: list[str] = []
+
+    def build_manager(self, store: Store) -> VmManager:
+        return VmManager(store, self.directories, lambda event: None, capabilities=lambda: self.capabilities)
+
+    async def live(self, steps: Steps) -> None:
+        """A VM's life, with a note of each thing that was acknowledged."""
+        async with open_sqlite_store(self.directories.state / "store.sqlite") as store:
+            count_store_steps(store, steps.count)
+            manager = self.build_manager(store)
+            await manager.open()
+            await manager.recover()
+            await manager.create(self.spec, Autostart())
+            await manager.start(NAME)
+            self.acknowledged.write_text(str((await manager.get(NAME)).status.pid))
+            await manager.pause(NAME)
+            await manager.resume(NAME)
+            self.acknowledged.write_text("")
+            try:
+                await manager.shutdown(NAME, self.shutdown_timeout_s)
+            except ShutdownTimeoutError:
+                await manager.stop(NAME)
+            await manager.start(NAME)
+            self.acknowledged.write_text(str((await manager.get(NAME)).status.pid))
+            await manager.reset(NAME)
+            self.acknowledged.write_text("")
+            await manager.stop(NAME)
+            await manager.delete(NAME)
+            await manager.close()
+
+    def kill_at(self, step: int, *, after_s: float | None = None) -> bool:
+        """Let a manager live until this step, or for so long; returns whether it came that far."""
+        self.acknowledged.write_text("")
+        child = os.fork()
+        if child == 0:
+            if after_s is not None:
+                signal.setitimer(signal.ITIMER_REAL, after_s)  # not handled, SIGALRM ends it as SIGKILL does
+            asyncio.run(self.live(Steps(step)))
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        if status not in (0, signal.SIGKILL, signal.SIGALRM):
+            self.violations.append(f"step {step}: the manager failed by itself ({status})")
+        return status != 0
+
+    @asynccontextmanager
+    async def open_store_of_the_dead(self) -> AsyncIterator[Store]:
+        """A program that the dead manager was just starting has its locks still, until it has begun."""
+        async with AsyncExitStack() as stack:
+            for _ in range(200):
+                try:
+                    yield await stack.enter_async_context(
+                        open_sqlite_store(self.directories.state / "store.sqlite")
+                    )
+                    return
+                except StoreInUseError:
+                    await asyncio.sleep(0.01)
+            raise TimeoutError("somebody has the store")
+
+    async def recover(self, step: int) -> None:
+        """What the next manager makes of it."""
+        async with self.open_store_of_the_dead() as store:
+            manager = self.build_manager(store)
+            await manager.open()
+            report = await manager.recover()
+            for what, names in report.model_dump().items():
+                self.kinds[what] += bool(names)
+            self.violations += [f"step {step}: {line}" for line in report.problems]
+            async for line in self.compare(manager, store):
+                self.violations.append(f"step {step}: {line}")
+            for vm in (await manager.list()).items:
+                if vm.status.state is State.RUNNING:
+                    await manager.stop(NAME)
+                await manager.delete(NAME)
+            async for line in self.compare(manager, store):
+                self.violations.append(f"step {step}, at the end: {line}")
+            if left := list((self.directories.state / "consoles").iterdir()):
+                self.violations.append(f"step {step}: {left} is left")
+            await manager.close()
+
+    async def compare(self, manager: VmManager, store: Store) -> AsyncIterator[str]:
+        """Everything in which host and store differ."""
+        running = [vm.status for vm in (await manager.list()).items if vm.status.state is not State.STOPPED]
+        running = [status for status in running if status.state is not State.DEFINED]
+        acknowledged = self.acknowledged.read_text()
+        if acknowledged and acknowledged not in {str(status.pid) for status in running}:
+            yield f"the VM with pid {acknowledged} ran and does not: {running}"
+        self.acknowledged.write_text("")
+        described = load_description(self.directories.vms / NAME)
+        pids = {
+            pid for each in (described.processes if described else ()) for pid in (each.pid, each.watched_pid)
+        }
+        if (processes := find_processes(self.root)) != pids:
+            yield f"processes {processes}, not {pids}"
+        files = {f"run {NAME}", f"memory {NAME}"} if running else set()
+        if (found := find_files(self.directories) - {"mount"}) != files:
+            yield f"files {found}, not {files}"
+        if "mount" in find_files(self.directories) and not running:
+            yield "the memory folder is mounted still"
+        for entry in (await store.range(RUNS)).entries:
+            run = RUN_KIND.decode(entry.value, key=entry.key)
+            if run.intent != "none" or (run.state is State.RUNNING) != bool(running):
+                yield f"the store says {run}"
+        for status in running:
+            async for line in self.check_running(manager, status):
+                yield line
+
+    async def check_running(self, manager: VmManager, status: VmStatus) -> AsyncIterator[str]:
+        if status.state is State.PAUSED:
+            await manager.resume(NAME)
+        await manager.pause(NAME)
+        await manager.resume(NAME)
+        if (await manager.get(NAME)).status.state is not State.RUNNING:
+            yield "it does not run after a pause"
+
+
+def run_trials(trials: Trials, arguments: Sequence[str]) -> dict[str, Any]:
+    """``steps FIRST EVERY``, until a life is over before its step comes, or ``moments COUNT SECONDS``."""
+    killed = 0
+    if arguments[0] == "steps":
+        step, every = map(int, arguments[1:])
+        while trials.kill_at(step):
+            asyncio.run(trials.recover(step))
+            killed += 1
+            step += every
+    else:
+        for number in range(int(arguments[1])):
+            killed += trials.kill_at(NEVER, after_s=random.uniform(0.001, float(arguments[2])))
+            asyncio.run(trials.recover(number))
+    return {"killed": killed, "kinds": trials.kinds, "violations": trials.violations}
+
+
+def main() -> None:
+    """Run trials with the fake QEMU."""
+    root = Path(sys.argv[1])
+    print(json.dumps(run_trials(Trials(root, build_capabilities(root), build_vm(NAME)), sys.argv[2:])))
+
+
+if __name__ == "__main__":
+    main()
