@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from duovisor.channel.connection import Message
     from duovisor.channel.dirty_log import DirtyLog
-    from duovisor.channel.inflight import InflightLog
+    from duovisor.channel.inflight import InflightLog, QueueInflight
     from duovisor.channel.memory import GuestMemory
     from duovisor.channel.messages import VringAddress
 
@@ -238,15 +238,23 @@ class Rings:
             return
         if self.features & LOG_ALL and self._log is None:
             return
-        index = ring.queue.index
-        region = None
-        if self.inflight is not None:
-            if index >= self.inflight.queues or ring.size > self.inflight.queue_size:
-                raise ProtocolError(f"the in-flight log has no room for queue {index} of size {ring.size}")
-            region = self.inflight.regions[index]
+        region = self._find_inflight(ring)
         ring.queue.start(ring.size, ring.address, self.features, ring.base, region)
         ring.queue.set_log(self._log, self.features)
         self._events.queue_started(ring)
+
+    def _find_inflight(self, ring: Ring) -> QueueInflight | None:
+        """The log of a queue; ``None`` for one that the guest made larger than the log.
+
+        SeaBIOS does that (256 entries on a queue of 128). It has one request in flight, for which the index
+        that the front end sends is as exact as a log.
+        """
+        if self.inflight is None:
+            return None
+        index = ring.queue.index
+        if index >= self.inflight.queues:
+            raise ProtocolError(f"the in-flight log has {self.inflight.queues} queues, no queue {index}")
+        return self.inflight.regions[index] if ring.size <= self.inflight.queue_size else None
 
 
 def _close(descriptor: int | None) -> None:
