@@ -9,7 +9,9 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from duovisor.cli.run import build_spec_from, command
+from duovisor.cli.run import command
+from duovisor.cli.vm_document import build_spec_from
+from duovisor.controlling.images.store import load_image
 from duovisor.directories import Directories
 
 if TYPE_CHECKING:
@@ -96,7 +98,8 @@ def build_case_spec(case: Case, folder: Path, design: Design) -> VirtualMachineS
     with parse_arguments(case, folder) as context:
         options = {**context.params, "design": str(design)}
     spec_file = options.pop("spec_file")
-    return build_spec_from(spec_file, options, make_image(folder))
+    directories = make_image(folder)
+    return build_spec_from(spec_file, options, lambda name: load_image(name, directories))
 
 
 def make_image(state: Path) -> Directories:

@@ -9,7 +9,7 @@ import pytest
 from tests.style.source_tree import LAYERS, Module, list_imports, read_modules
 
 FOUNDATION = "foundation"  # errors, process, directories and the other modules beside the packages
-PACKAGES = (*LAYERS, "spec", "cli")
+PACKAGES = (*LAYERS, "spec", "client", "cli")
 
 # who → whom it may import, besides itself; a module of the foundation can be named alone
 LAW = {
@@ -20,9 +20,11 @@ LAW = {
     "hypervisor": {FOUNDATION, "spec", "hardware", "channel"},
     "controlling.drivers": {"errors", "channel"},
     "controlling": {FOUNDATION, "spec", "hardware", "hypervisor", "channel", "controlling.drivers"},
-    "cli": {FOUNDATION, "spec", "hardware", "hypervisor", "controlling"},
+    "client": {FOUNDATION, "spec"},
+    "cli": {FOUNDATION, "spec", "client", "hardware", "hypervisor", "controlling"},
 }
-ONLY_STANDARD_LIBRARY = {"channel", "controlling.drivers"}  # their imports are a guest-visible pause
+# the imports of drivers are a guest-visible pause, those of the client a user-visible one
+ONLY_STANDARD_LIBRARY = {"channel", "controlling.drivers", "client"}
 
 
 def find_place(name: str) -> str:
@@ -71,6 +73,9 @@ def test_module_keeps_the_law(module: Module) -> None:
         ("spec.vm", "from duovisor.process import run"),
         ("process", "from duovisor.spec.vm import Design"),
         ("cli.run", "from duovisor.channel.session import Session"),
+        ("client.service", "from duovisor.controlling.vms.records import VmView"),
+        ("client.connection", "import httpx"),
+        ("controlling.machine", "from duovisor.client.service import ServiceClient"),
     ],
 )
 def test_the_law_sees_each_kind_of_violation(name: str, source: str) -> None:
@@ -83,6 +88,8 @@ def test_the_law_sees_each_kind_of_violation(name: str, source: str) -> None:
         ("controlling.machine", "from duovisor.hypervisor.vmm import Vmm"),
         ("controlling.drivers.block", "from duovisor.channel.device import VirtioDevice\nimport os"),
         ("cli.main", "from duovisor import __version__"),
+        ("cli.vm_list", "from duovisor.client.service import vm_path"),
+        ("client.starting", "from duovisor.process import start"),
         ("hardware.qemu", "from duovisor import process"),
     ],
 )

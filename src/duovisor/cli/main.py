@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
+from pathlib import Path
 
 import click
 
 from duovisor import __version__
+from duovisor.cli.connection import GlobalOptions
 from duovisor.cli.exit_codes import exit_code_of
+from duovisor.cli.lazy_group import LazyGroup
 from duovisor.errors import DuovisorError
 
 # noun → (module under duovisor.cli, one line for --help); the module is imported only when it is needed
@@ -19,32 +21,27 @@ COMMANDS = {
     "host": ("host", "Show what this host has and which designs it can run."),
     "image": ("image", "Build, list and delete guest images."),
     "run": ("run", "Run a virtual machine in the foreground."),
+    "vm": ("vm", "Define, run and watch virtual machines."),
+    "driver": ("driver", "List the drivers that run beside VMs."),
+    "operation": ("operation", "List, follow and cancel operations."),
+    "event": ("event", "List and follow events."),
+    "token": ("token", "Make, list and revoke tokens for the HTTPS API."),
+    "service": ("service", "Start, stop and look at duovisord."),
 }
 
 
-class LazyGroup(click.Group):
-    """Lists commands without importing them."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        command = importlib.import_module(f"duovisor.cli.{COMMANDS[cmd_name][0]}").command
-        assert isinstance(command, click.Command)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
-
-
-@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="duovisor")
-@click.option("--debug", is_flag=True, envvar="DUOVISOR_DEBUG", help="Show tracebacks of errors.")
+@click.option(
+    "--debug", is_flag=True, envvar="DUOVISOR_DEBUG", help="Show API calls, and tracebacks of errors."
+)
+@click.option("--host", metavar="URL", help="The service to use: https://HOST:PORT or unix:///PATH.")
+@click.option("--token-file", type=click.Path(path_type=Path), help="The token for it; else DUOVISOR_TOKEN.")
+@click.option("--certificate", type=click.Path(path_type=Path), help="A certificate (PEM) to trust for it.")
 @click.pass_context
-def cli(ctx: click.Context, debug: bool) -> None:
+def cli(
+    ctx: click.Context, debug: bool, host: str | None, token_file: Path | None, certificate: Path | None
+) -> None:
     """Run server VMs in either hypervisor design: monolithic or microkernelized.
 
     \b
@@ -52,11 +49,12 @@ def cli(ctx: click.Context, debug: bool) -> None:
       duovisor host check                              can this host run both?
       duovisor image build probe                       a small real guest
       duovisor run --image probe --design monolithic   boot it, Ctrl-] leaves
-      duovisor anatomy                                 what sits where (from another terminal)
+      duovisor vm create --image probe --start         one that stays
+      duovisor vm anatomy probe                        what sits where
 
     Shell completion: eval "$(_DUOVISOR_COMPLETE=bash_source duovisor)" (or zsh_source, fish_source).
     """
-    ctx.obj = {"debug": debug}
+    ctx.obj = GlobalOptions(debug, host, token_file, certificate)
 
 
 def main() -> None:

@@ -1,24 +1,23 @@
-"""``duovisor run``: a virtual machine in the foreground, its serial console on this terminal."""
+"""``duovisor run``: a throw-away virtual machine, its serial console on this terminal."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import signal
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from duovisor.cli.connection import connect
 from duovisor.cli.output import json_option, print_json
-from duovisor.cli.vm_options import build_document, vm_options
+from duovisor.cli.vm_options import vm_options
 
 if TYPE_CHECKING:
-    from duovisor.controlling.machine import Machine
-    from duovisor.directories import Directories
+    from duovisor.client.service import ServiceClient
     from duovisor.spec.vm import VirtualMachineSpec
+
+    Document = dict[str, Any]
 
 EPILOG = """
 \b
@@ -28,6 +27,8 @@ Examples:
   duovisor run server.toml --design microkernelized
   duovisor run --disk debian.raw --memory 2G --nic user --forward 2222:22
 """
+FAILED = 6
+GRACE_S = 20.0  # for a guest that was asked to shut down
 
 
 @click.command(name="run", epilog=EPILOG)
@@ -35,60 +36,43 @@ Examples:
 @vm_options
 @json_option
 def command(spec_file: Path | None, as_json: bool, **options: Any) -> int:
-    """Run a virtual machine in the foreground.
+    """Run a throw-away virtual machine in the foreground.
 
     SPEC is a specification in TOML, YAML or JSON; options add to it or take the place of what it says. The
     serial console is on this terminal: Ctrl-] presses the VM's power button and leaves when it is off, a
-    second Ctrl-] pulls the plug. With --json the console is not shown, and a summary is printed at the end.
+    second Ctrl-] pulls the plug. Its definition is gone then, its disks stay. With --json the console is not
+    shown, and a summary is printed at the end.
     """
-    from duovisor.directories import find_directories
+    from duovisor.cli.vm_document import build_spec_from, find_image
 
-    directories = find_directories()
-    spec = build_spec_from(spec_file, options, directories)
-    try:
-        return asyncio.run(_run(spec, directories, as_json=as_json))
-    except asyncio.CancelledError:
-        raise click.Abort from None
+    client = connect()
+    spec = build_spec_from(spec_file, options, lambda name: find_image(client, name))
+    return run(client, spec, as_json=as_json)
 
 
-def build_spec_from(
-    spec_file: Path | None, options: dict[str, Any], directories: Directories
-) -> VirtualMachineSpec:
-    """The specification that file, image and options add up to. Raises ``DuovisorError``."""
-    from duovisor.spec.loading import build_spec, load_document
+def run(client: ServiceClient, spec: VirtualMachineSpec, *, as_json: bool) -> int:
+    """Run a VM to its end; returns the exit code. Raises ``DuovisorError``."""
+    from duovisor.cli.console_session import ConsoleSession
+    from duovisor.cli.terminal import open_terminal
+    from duovisor.cli.throwaway import throwaway_vm
+    from duovisor.client.service import vm_path
 
-    document = build_document(load_document(spec_file) if spec_file else {}, options)
-    image_name = document.pop("image", None) if options["image"] is None else options["image"]
-    if image_name is not None:
-        from duovisor.controlling.images.boot import add_image
-        from duovisor.controlling.images.store import load_image
-
-        document = add_image(document, load_image(str(image_name), directories))
-    document.setdefault("name", image_name or (spec_file.stem if spec_file else "vm"))
-    return build_spec(document)
-
-
-async def _run(spec: VirtualMachineSpec, directories: Directories, *, as_json: bool) -> int:
-    from duovisor.controlling.machine import start_machine
-    from duovisor.hardware.capabilities import read_capabilities
-
-    task = asyncio.current_task()
-    assert task is not None
-    for number in (signal.SIGTERM, signal.SIGHUP):  # until the VM runs; then they press its power button
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    capabilities = read_capabilities(directories.cache)
     started = time.monotonic()
-    async with start_machine(spec, capabilities, directories) as machine:
+    with throwaway_vm(client, spec, quiet=True) as after:
         start_s = time.monotonic() - started
+        status = client.get(vm_path(spec.name))["status"]
         if not as_json:
-            _say(f"{spec.name}: {spec.design}, on {machine.decision.accelerator}; Ctrl-] ends it")
-        await _stay(machine, show=not as_json)
-        state = machine.vmm.state
+            _say(f"{spec.name}: {spec.design}, on {status['accelerator'] or 'nothing'}; Ctrl-] ends it")
+        owner = Owner(client, spec.name)
+        with contextlib.nullcontext() if as_json else open_terminal() as terminal:
+            ConsoleSession(client, spec.name, owner, terminal, after).run()
+        state = client.get(vm_path(spec.name))["status"]["state"]
+    owner.raise_fault()
     summary = {
         "name": spec.name,
         "design": spec.design,
-        "accelerator": machine.decision.accelerator,
-        "accelerator_reason": machine.decision.reason,
+        "accelerator": status["accelerator"],
+        "accelerator_reason": status["accelerator_reason"],
         "state": state,
         "start_s": round(start_s, 3),
         "ran_s": round(time.monotonic() - started, 3),
@@ -97,44 +81,74 @@ async def _run(spec: VirtualMachineSpec, directories: Directories, *, as_json: b
         print_json(summary)
     else:
         _say(f"{spec.name}: {state} after {summary['ran_s']:.1f} s")
-    return 0 if state == "stopped" else 6
+    return 0 if state == "stopped" else FAILED
 
 
-async def _stay(machine: Machine, *, show: bool) -> None:
-    """Stay until the VM has ended; Ctrl-] or a signal asks it to, a second one makes it."""
-    from duovisor.cli.terminal import attach_terminal
-    from duovisor.hypervisor.lifecycle import ENDED
+class Owner:
+    """Presses the power button at the first Ctrl-], pulls the plug at the next or when the guest will not."""
 
-    ending: list[asyncio.Task[None]] = []
+    def __init__(self, client: ServiceClient, name: str) -> None:
+        self._client = client
+        self._name = name
+        self._shutdown: Document | None = None
+        self._is_pulled = False
+        self._fault = ""
 
-    def end() -> None:
-        ending.append(asyncio.create_task(_end(machine, force=bool(ending))))
+    def on_escape(self) -> bool:
+        if self._shutdown is None:
+            self._press()
+        elif not self._is_pulled:
+            self._is_pulled = True
+            self._cancel_shutdown()
+        return False
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, end)
-    lost = asyncio.create_task(machine.wait_partition_lost())
-    ended = asyncio.create_task(machine.vmm.wait_ended())
-    with attach_terminal(machine.console, end) if show else contextlib.nullcontext():
-        done, _ = await asyncio.wait({lost, ended}, return_when=asyncio.FIRST_COMPLETED)
-    for task in (lost, ended, *ending):
-        task.cancel()
-    await asyncio.gather(lost, ended, *ending, return_exceptions=True)
-    if ended not in done and machine.vmm.state not in ENDED:
-        raise lost.result()
+    def on_event(self, event: Document) -> bool:
+        """What the VM's ends, faults and shutdowns lead to; true when there is nothing left to stay for."""
+        match event["action"], event["outcome"]:
+            case (("vm.stopped" | "vm.crashed"), _):
+                return True
+            case "vm.fault", _:
+                self._fault = event["message"]
+                return True
+            case "vm.shutdown", ("failed" | "cancelled" | "interrupted"):
+                if not self._is_pulled:
+                    _say(f"{self._name}: the guest did not shut down; pulling the plug")
+                self._is_pulled = True
+                self._pull()
+        return False
 
+    def raise_fault(self) -> None:
+        """Raise ``ApiError`` when the VM lost a driver, without which it could not go on."""
+        from duovisor.client.errors import ApiError
 
-async def _end(machine: Machine, *, force: bool) -> None:
-    if force:
-        await machine.vmm.kill()
-        return
-    _say(f"{machine.spec.name}: power button pressed; again to pull the plug")
-    if not await machine.shut_down():
-        _say(f"{machine.spec.name}: the guest did not shut down; pulling the plug")
-        await machine.vmm.kill()
+        if self._fault:
+            raise ApiError("partition-failed", self._fault)
+
+    def _press(self) -> None:
+        from duovisor.client.errors import ApiError
+
+        _say(f"{self._name}: power button pressed; again to pull the plug")
+        try:
+            self._shutdown = self._client.act(self._name, "shutdown", {"timeout_s": GRACE_S})
+        except ApiError:  # paused, resetting, or ended this moment: there is nobody to ask
+            self._shutdown, self._is_pulled = {}, True
+            self._pull()
+
+    def _cancel_shutdown(self) -> None:
+        from duovisor.client.errors import ApiError
+
+        assert self._shutdown is not None
+        with contextlib.suppress(ApiError):  # it has ended, of which an event will tell
+            self._client.request("POST", f"/v1/operations/{self._shutdown['id']}/cancel")
+
+    def _pull(self) -> None:
+        from duovisor.client.errors import ApiError
+
+        with contextlib.suppress(ApiError):  # off already, of which an event will tell
+            self._client.act(self._name, "stop")
 
 
 def _say(text: str) -> None:
-    # \r: the terminal may be raw
-    click.echo(f"\r{click.style(text, dim=True)}\r", err=True)
-    sys.stderr.flush()
+    from duovisor.cli.vm_console import say
+
+    say(text)

@@ -1,19 +1,17 @@
-"""Joins this terminal and a VM's serial console; Ctrl-] leaves, as in telnet and virsh."""
+"""This terminal, as the far end of a VM's serial console; Ctrl-] is ours, as in telnet and virsh."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
+import select
 import sys
 import termios
 import tty
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from duovisor.controlling.console import Console
+    from collections.abc import Iterator
 
 ESCAPE = b"\x1d"  # Ctrl-]
 
@@ -23,63 +21,49 @@ def split_at_escape(data: bytes) -> tuple[bytes, int]:
     return data.split(ESCAPE, 1)[0], data.count(ESCAPE)
 
 
+class Terminal:
+    """Standard input and output; ``stdin`` is None when nobody can type (any more)."""
+
+    def __init__(self) -> None:
+        self.stdin = find_typist()
+
+    def read(self) -> tuple[bytes, int]:
+        """What was typed, and how often Ctrl-] was pressed; the end of the input is no reason to leave."""
+        if self.stdin is None:
+            return b"", 0
+        data = os.read(self.stdin, 4096)
+        if not data:
+            self.stdin = None
+        return split_at_escape(data)
+
+    def write(self, data: bytes) -> None:
+        """Show what the guest printed; a reader of ours that has gone away misses it."""
+        view = memoryview(data)
+        with contextlib.suppress(BrokenPipeError):
+            while view:
+                view = view[os.write(sys.stdout.fileno(), view) :]
+
+
+def find_typist() -> int | None:
+    """The descriptor of standard input, if it can be waited for: a terminal, a pipe or a socket."""
+    if sys.stdin is None or sys.stdin.closed:
+        return None
+    with contextlib.suppress(OSError), contextlib.closing(select.epoll()) as poll:
+        poll.register(sys.stdin)  # refused for a regular file and for /dev/null: there is no typist
+        return sys.stdin.fileno()
+    return None
+
+
 @contextlib.contextmanager
-def attach_terminal(console: Console, on_escape: Callable[[], None]) -> Iterator[None]:
-    """Show the console on standard output and type standard input into it.
-
-    A terminal is made raw for as long; ``on_escape`` is called for every Ctrl-]. Input that is no terminal
-    is passed on as it is, and its end is no reason to leave.
-    """
-    detach = console.attach(_write_output)
-    stdin = sys.stdin.fileno() if sys.stdin and not sys.stdin.closed else -1
-    try:
-        with _raw_terminal(stdin), _reading(stdin, console, on_escape):
-            yield
-    finally:
-        detach()
-
-
-def _write_output(data: bytes) -> None:
-    view = memoryview(data)
-    with contextlib.suppress(BrokenPipeError):
-        while view:
-            view = view[os.write(sys.stdout.fileno(), view) :]
-
-
-@contextlib.contextmanager
-def _raw_terminal(stdin: int) -> Iterator[None]:
-    if stdin < 0 or not os.isatty(stdin):
-        yield
+def open_terminal() -> Iterator[Terminal]:
+    """Standard input and output; a terminal is made raw for as long."""
+    terminal = Terminal()
+    if terminal.stdin is None or not os.isatty(terminal.stdin):
+        yield terminal
         return
-    saved = termios.tcgetattr(stdin)
+    stdin, saved = terminal.stdin, termios.tcgetattr(terminal.stdin)
     tty.setraw(stdin)
     try:
-        yield
+        yield terminal
     finally:
         termios.tcsetattr(stdin, termios.TCSADRAIN, saved)
-
-
-@contextlib.contextmanager
-def _reading(stdin: int, console: Console, on_escape: Callable[[], None]) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-
-    def read() -> None:
-        data = os.read(stdin, 4096)
-        if not data:
-            loop.remove_reader(stdin)
-            return
-        typed, escapes = split_at_escape(data)
-        if typed:
-            console.write(typed)
-        for _ in range(escapes):
-            on_escape()
-
-    try:
-        loop.add_reader(stdin, read)
-    except (PermissionError, ValueError):  # a regular file or /dev/null cannot be polled: there is no typist
-        yield
-        return
-    try:
-        yield
-    finally:
-        loop.remove_reader(stdin)

@@ -1,0 +1,43 @@
+"""Shell completion of names; asks a service that runs, and never starts one or fails."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from duovisor.errors import DuovisorError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import click
+
+
+def complete_vm(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """The names of VMs that begin like this."""
+    return _complete("/v1/vms", lambda item: str(item["record"]["name"]), incomplete)
+
+
+def complete_operation(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """The ids of operations that begin like this."""
+    return _complete("/v1/operations", lambda item: str(item["id"]), incomplete)
+
+
+def complete_token(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """The names of tokens that begin like this."""
+    return _complete("/v1/tokens", lambda item: str(item["name"]), incomplete)
+
+
+def complete_image(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """The names of images that begin like this."""
+    return _complete("/v1/images", lambda item: str(item["name"]), incomplete)
+
+
+def _complete(path: str, name_of: Callable[[dict[str, Any]], str], incomplete: str) -> list[str]:
+    from duovisor.cli.connection import current_endpoint
+    from duovisor.client.service import ServiceClient
+
+    try:
+        with ServiceClient(current_endpoint()._replace(is_default=False)) as client:
+            return [name for item in client.list_all(path) if (name := name_of(item)).startswith(incomplete)]
+    except DuovisorError:
+        return []

@@ -1,0 +1,31 @@
+"""``duovisor vm``: virtual machines by name. Each command's module is imported when it is typed."""
+
+from __future__ import annotations
+
+import click
+
+from duovisor.cli.lazy_group import LazyGroup
+
+COMMANDS = {
+    "list": ("vm_list:list_command", "List VMs."),
+    "show": ("vm_list:show", "Show a VM: what is wanted of it and what it does."),
+    "create": ("vm_define:create", "Define a VM."),
+    "rename": ("vm_define:rename", "Rename a VM that does not run."),
+    "delete": ("vm_define:delete", "Forget a VM; its disks stay."),
+    "edit": ("vm_edit:edit", "Change a VM's definition."),
+    "autostart": ("vm_edit:autostart", "Let a VM start with the host, or not."),
+    "start": ("vm_act:start", "Start VMs."),
+    "pause": ("vm_act:pause", "Hold VMs' processors."),
+    "resume": ("vm_act:resume", "Let paused VMs run on."),
+    "reset": ("vm_act:reset", "Press VMs' reset buttons."),
+    "shutdown": ("vm_act:shutdown", "Ask guests to shut down, and wait."),
+    "stop": ("vm_act:stop", "Pull VMs' plugs; the guests are not asked."),
+    "console": ("vm_console:console", "Attach to a VM's serial console; Ctrl-] leaves."),
+    "log": ("vm_console:log", "Show what a VM's guest printed."),
+    "anatomy": ("vm_anatomy:anatomy", "Show a VM's three layers: processes, drivers, host access."),
+}
+
+
+@click.command(cls=LazyGroup, table=COMMANDS)
+def command() -> None:
+    """Define, run and watch virtual machines."""

@@ -1,0 +1,54 @@
+"""The specification that file, image and options add up to; what an image is, the service says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from duovisor.cli.vm_options import build_document
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from duovisor.client.service import ServiceClient
+    from duovisor.controlling.images.image import Image
+    from duovisor.spec.vm import VirtualMachineSpec
+
+# of an image, only the service sees these
+_NOT_OF_AN_IMAGE = frozenset({"broken", "damaged", "size_bytes"})
+
+
+def build_spec_from(
+    spec_file: Path | None, options: dict[str, Any], find_image: Callable[[str], Image]
+) -> VirtualMachineSpec:
+    """The specification that file, image and options add up to. Raises ``DuovisorError``."""
+    from duovisor.spec.loading import build_spec, load_document
+
+    document = build_document(load_document(spec_file) if spec_file else {}, options)
+    image_name = document.pop("image", None) if options["image"] is None else options["image"]
+    if image_name is not None:
+        from duovisor.controlling.images.boot import add_image
+
+        document = add_image(document, find_image(str(image_name)))
+    document.setdefault("name", image_name or (spec_file.stem if spec_file else "vm"))
+    return build_spec(document)
+
+
+def find_image(client: ServiceClient, name: str) -> Image:
+    """An image of the service's host. Raises ``ApiError``."""
+    from urllib.parse import quote
+
+    from duovisor.client.errors import ApiError
+
+    view = client.get(f"/v1/images/{quote(name, safe='')}")
+    if view["broken"]:
+        raise ApiError("image-broken", view["broken"], remedy=f"duovisor image build {name} --force")
+    return build_image(view)
+
+
+def build_image(view: dict[str, Any]) -> Image:
+    """An image as the API shows it; what it was built from is not told."""
+    from duovisor.controlling.images.image import Image
+
+    known = {key: value for key, value in view.items() if key not in _NOT_OF_AN_IMAGE}
+    return Image.model_validate({**known, "recipe": "", "sha256": {}})

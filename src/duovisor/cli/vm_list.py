@@ -1,0 +1,139 @@
+"""``duovisor vm list`` and ``show``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from duovisor.cli.completion import complete_vm
+from duovisor.cli.connection import connect
+from duovisor.cli.output import json_option
+from duovisor.cli.table import (
+    format_age,
+    format_mib,
+    format_state,
+    format_table,
+    format_time,
+    format_values,
+)
+from duovisor.cli.watching import show as show_document
+from duovisor.cli.watching import watch_option
+
+HEADER = ("NAME", "STATE", "DESIGN", "CPUS", "MEMORY", "ACCEL", "PID", "UP", "AUTOSTART")
+STATES = ("defined", "starting", "running", "paused", "stopping", "stopped", "crashed")
+
+
+@click.command("list")
+@click.option("--state", type=click.Choice(STATES), help="Only VMs in this state.")
+@watch_option
+@json_option
+def list_command(state: str | None, watch: bool, as_json: bool) -> None:
+    """List the VMs of the host by name."""
+    client = connect()
+
+    def read() -> list[dict[str, Any]]:
+        return [vm for vm in client.list_all("/v1/vms") if state in (None, vm["status"]["state"])]
+
+    show_document(client, read, render_list, as_json=as_json, watch=watch)
+
+
+@click.command()
+@click.argument("name", shell_complete=complete_vm)
+@watch_option
+@json_option
+def show(name: str, watch: bool, as_json: bool) -> None:
+    """Show a VM: what is wanted of it and what it does."""
+    from duovisor.client.service import vm_path
+
+    client = connect()
+    show_document(client, lambda: client.get(vm_path(name)), render_vm, as_json=as_json, watch=watch)
+
+
+def render_list(vms: list[dict[str, Any]]) -> str:
+    """The VMs as a table."""
+    if not vms:
+        return "no VMs; try: duovisor vm create --image probe"
+    return format_table(HEADER, map(build_row, vms), right=("CPUS", "MEMORY", "PID", "UP"))
+
+
+def build_row(vm: dict[str, Any]) -> tuple[str, ...]:
+    """One VM's line."""
+    record, status = vm["record"], vm["status"]
+    spec, autostart = record["spec"], record["autostart"]
+    return (
+        record["name"],
+        format_state(status["state"]) + ("…" if status["action"] else ""),
+        spec["design"],
+        str(spec["cpus"]),
+        format_mib(spec["memory_mib"]),
+        status["accelerator"] or "-",
+        str(status["pid"] or "-"),
+        format_age(status["started_at"]) if status["pid"] else "-",
+        f"order {autostart['order']}" if autostart["enabled"] else "-",
+    )
+
+
+def render_vm(vm: dict[str, Any]) -> str:
+    """All of a VM: its definition, its state, its processes and the latest faults."""
+    record, status = vm["record"], vm["status"]
+    parts = [format_values({**_describe_status(status), **_describe_record(record)})]
+    if status["processes"]:
+        rows = [
+            (process["role"], str(process["pid"]), process["device"] or "-", format_state(process["state"]))
+            for process in status["processes"]
+        ]
+        parts.append(format_table(("PROCESS", "PID", "DEVICE", "STATE"), rows, right=("PID",)))
+    if status["faults"]:
+        faults = [(format_time(fault["at"]), fault["message"]) for fault in status["faults"]]
+        parts.append(format_table(("FAULT AT", "WHAT"), faults))
+    return "\n\n".join(parts)
+
+
+def _describe_status(status: dict[str, Any]) -> dict[str, str]:
+    values = {"state": format_state(status["state"])}
+    if status["action"]:
+        values["under way"] = status["action"]
+    if status["accelerator"]:
+        reason = status["accelerator_reason"]
+        values["runs on"] = status["accelerator"] + (f": {reason}" if reason else "")
+    if status["pid"]:
+        values["since"] = f"{format_time(status['started_at'])} ({format_age(status['started_at'])})"
+    elif status["ended_at"]:
+        values["ended"] = format_time(status["ended_at"])
+    if status["restart_needed"]:
+        values["note"] = "the definition was changed since it started; it takes it up at its next start"
+    return values
+
+
+def _describe_record(record: dict[str, Any]) -> dict[str, str]:
+    spec, autostart = record["spec"], record["autostart"]
+    starts = f"order {autostart['order']}, then {autostart['delay_s']:g} s of rest"
+    return {
+        "name": record["name"],
+        "design": spec["design"],
+        "processors": str(spec["cpus"]),
+        "memory": format_mib(spec["memory_mib"]),
+        "firmware": spec["firmware"],
+        "kernel": spec["kernel"]["path"] if spec["kernel"] else "-",
+        "disks": "\n".join(_describe_disk(disk) for disk in spec["disks"]) or "-",
+        "nics": "\n".join(_describe_nic(nic) for nic in spec["nics"]) or "-",
+        "autostart": starts if autostart["enabled"] else "no",
+        "uuid": record["uuid"],
+        "created": format_time(record["created_at"]),
+        "revision": str(record["revision"]),
+    }
+
+
+def _describe_disk(disk: dict[str, Any]) -> str:
+    traits = [disk["format"], *(["read only"] if disk["read_only"] else [])]
+    traits += [f"serial {disk['serial']}"] if disk["serial"] else []
+    return f"{disk['path']} ({', '.join(traits)})"
+
+
+def _describe_nic(nic: dict[str, Any]) -> str:
+    forwards = [
+        f"{port['protocol']} {port['host_address']}:{port['host_port']} to port {port['guest_port']}"
+        for port in nic["forward"]
+    ]
+    return ", ".join([nic["network"], *([nic["mac"]] if nic["mac"] else []), *forwards])

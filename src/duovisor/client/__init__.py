@@ -1,0 +1,1 @@
+"""The client of duovisord's REST API; see README.md for its law."""
