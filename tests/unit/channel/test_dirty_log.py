@@ -74,7 +74,7 @@ def test_bits_of_two_processes_in_one_word_are_not_lost(log_file: int) -> None:
     with other:
         assert other.stdin is not None
         assert other.stdout is not None
-        for _ in range(8):
+        for _ in range(4):
             os.pwrite(log_file, bytes(4096), 0)
             other.stdin.write(b"\n")
             other.stdin.flush()
