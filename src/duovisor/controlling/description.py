@@ -53,6 +53,10 @@ class ProcessDescription(BaseModel):
     log: str
 
     @property
+    def is_vmm(self) -> bool:
+        return self.role == VMM_ROLE
+
+    @property
     def identity(self) -> ProcessIdentity:
         return ProcessIdentity(self.watched_pid, self.start_ticks)
 
@@ -68,7 +72,10 @@ class PlanDescription(BaseModel):
 
 
 class MachineDescription(BaseModel):
-    """A VM that runs, or was about to, as its owner sees it. ``uuid`` is empty for a VM in the foreground."""
+    """A VM that runs, or was about to, as its owner sees it; once it runs, the VMM is its first process.
+
+    ``uuid`` is empty for a VM in the foreground.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

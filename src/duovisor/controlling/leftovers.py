@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from duovisor import process
-from duovisor.controlling.description import FILE, VMM_ROLE, Phase, load_description
+from duovisor.controlling.description import FILE, Phase, load_description
 from duovisor.controlling.errors import NameInUseError
 from duovisor.process_identity import is_living
 
@@ -29,7 +29,7 @@ def adopt_process(found: ProcessDescription, run_dir: Path) -> process.Process |
 
 def can_go_on(machine: MachineDescription) -> bool:
     """Whether the VM came to run, was meant to outlive its owner, and its VMM lives."""
-    vmms = [each for each in machine.processes if each.role == VMM_ROLE]
+    vmms = [each for each in machine.processes if each.is_vmm]
     return bool(machine.uuid) and machine.phase is Phase.RUNNING and any(is_living(v.identity) for v in vmms)
 
 
@@ -51,7 +51,7 @@ async def undo(folder: RunFolder, left: MachineDescription | None) -> None:
     """End what is left of a VM and empty its run folder; the folder itself stays, and is ours."""
     if left is not None:
         # the VMM first: with it gone the others end by themselves, and none takes that for a crash
-        for found in sorted(left.processes, key=lambda each: each.role != VMM_ROLE):
+        for found in sorted(left.processes, key=lambda each: not each.is_vmm):
             running = adopt_process(found, folder.path)
             if running is not None:
                 await running.kill()

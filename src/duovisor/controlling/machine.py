@@ -234,8 +234,8 @@ class Machine:
         """The VMM runs: listen to its console, and tell others that it does."""
         log = console_log or self.run_dir / "console.log"
         self.console = await Console.connect(self.vmm.socket_path(CONSOLE_SOCKET), log)
-        processes = tuple(find_program(process) for process in self.description.processes)
-        changes = {"phase": Phase.RUNNING, "owner_pid": os.getpid(), "processes": processes}
+        processes = sorted(map(find_program, self.description.processes), key=lambda each: not each.is_vmm)
+        changes = {"phase": Phase.RUNNING, "owner_pid": os.getpid(), "processes": tuple(processes)}
         self._write(self.description.model_copy(update=changes))
 
 

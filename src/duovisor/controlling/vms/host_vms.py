@@ -77,7 +77,7 @@ class HostVms:
         """Watch over a machine from now on."""
         vm = ActiveVm(uuid, machine, self._on_fault, self._on_end)
         self._active[uuid] = vm
-        self._tell(kind, vm.name, uuid, f"pid {machine.description.processes[-1].pid}")
+        self._tell(kind, vm.name, uuid, f"pid {machine.description.processes[0].pid}")
 
     async def announce(self, vm: ActiveVm, intent: Intent) -> None:
         """Write down what is about to be done to a VM; ``Intent.NONE`` takes it back."""
