@@ -139,6 +139,8 @@ class Connection:
             connection.request(method, path, body, headers)
             response = connection.getresponse()
             content = response.read(MAX_REPLY_BYTES)
+            if response.length:  # http.client says nothing when a body breaks off
+                raise http.client.IncompleteRead(content, response.length)
         except TimeoutError as error:
             self.close()
             raise ConnectionLostError(
