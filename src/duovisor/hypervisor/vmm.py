@@ -36,6 +36,7 @@ STATES = {
     "running": State.RUNNING,
     "suspended": State.RUNNING,
     "paused": State.PAUSED,
+    "prelaunch": State.PAUSED,  # a reset while paused leads there too; never adopted before its first run
     "debug": State.PAUSED,
     "io-error": State.PAUSED,
     "internal-error": State.PAUSED,
@@ -148,16 +149,17 @@ class Vmm:
         return VmmStartError(f"{self.plan.name}: {ended.failure().message}")
 
     async def adopt(self, found: process.Process) -> None:
-        """Take over a VMM that runs. Raises ``VmmStartError`` for one that never ran its guest.
+        """Take over a VMM that has run its guest.
 
-        Also raises ``VmmGoneError``, ``QmpTimeoutError`` and ``QmpError``.
+        Raises ``VmmStartError`` in a state without a guest, ``VmmGoneError``, ``QmpTimeoutError`` or
+        ``QmpError``.
         """
         self.process = found
         self.lifecycle.enter(State.STARTING)
         await self._qmp.connect(self.socket_path(QMP_SOCKET))
         status = await self._qmp.query_status()
         if status not in STATES:
-            raise VmmStartError(f"{self.plan.name}: the VMM never came to run its guest, it is in {status}")
+            raise VmmStartError(f"{self.plan.name}: the VMM runs no guest, it is in {status}")
         self.lifecycle.enter(STATES[status])
         self._follower = asyncio.create_task(self._follow())  # with the events since the connection
 

@@ -108,6 +108,8 @@ class FakeQemu:
             case "stop":
                 self.tell("STOP")
             case "system_reset":
+                if self.status == "paused":
+                    self.status = "prelaunch"  # as QEMU's main loop does, softmmu/runstate.c
                 self.tell("RESET")
             case "system_powerdown" if not (Path(os.environ["FAKE_FOLDER"]) / IGNORES_POWER).exists():
                 self.tell("SHUTDOWN", guest=True, reason="guest-shutdown")

@@ -57,6 +57,18 @@ async def test_vms_outlive_the_manager(host: Host) -> None:
     assert host.kinds.count("adopted") == 2
 
 
+async def test_a_vm_that_was_reset_while_paused_is_adopted(host: Host) -> None:
+    pid = await start_vm(host)
+    async with host.managed() as manager:
+        await manager.pause("vm")
+        await manager.reset("vm")
+    async with host.managed() as manager:
+        status = (await manager.get("vm")).status
+        assert (status.pid, status.state) == (pid, State.PAUSED)
+        await manager.resume("vm")
+        assert await states(manager) == {"vm": State.RUNNING}
+
+
 async def test_an_adopted_vmm_that_is_killed_has_crashed(host: Host) -> None:
     pid = await start_vm(host)
     async with host.managed() as manager:
