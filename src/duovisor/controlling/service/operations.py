@@ -160,7 +160,9 @@ class Operations:
     async def start(
         self, action: str, object: str, actor: str, work: Work, *, beside: Collection[str] = ()
     ) -> Operation:
-        """Begin an operation and return it, pending; ``beside`` which actions on the object it may run.
+        """Begin an operation and return it, pending, once it is stored: who was told of it finds it again.
+
+        ``beside``: which actions on the object it may run beside.
 
         Raises ``BusyError``, ``TooManyOperationsError`` or ``StoppingError``; then nothing has begun.
         """
@@ -179,7 +181,10 @@ class Operations:
             created_at=self._now(),
         )
         self._all[operation.id] = operation
-        self._tasks[operation.id] = asyncio.create_task(self._run(operation.id, work), name=action)
+        stored = asyncio.Event()
+        run = self._run(operation.id, work, stored)
+        self._tasks[operation.id] = asyncio.create_task(run, name=action)
+        await stored.wait()
         return operation
 
     async def cancel(self, id: str) -> Operation:
@@ -214,10 +219,13 @@ class Operations:
         newest = int(next(reversed(self._all)), 16) if self._all else 0
         return f"{max(now, newest + 1):014x}"
 
-    async def _run(self, id: str, work: Work) -> None:
+    async def _run(self, id: str, work: Work, stored: asyncio.Event) -> None:
         end: dict[str, object]
         try:
-            await self._put(self._all[id])
+            try:
+                await self._put(self._all[id])
+            finally:
+                stored.set()
             self._emit(self._all[id], Outcome.STARTED)
             self._change(id, state=OperationState.RUNNING)
             await work(lambda percent, message: self._report(id, percent, message))
