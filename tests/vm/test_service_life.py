@@ -1,0 +1,148 @@
+"""A VM's whole life through REST and through the program, the service killed between any two steps."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.vm.service_host import Cli, Rest, ServiceHost
+
+from duovisor.controlling.images.boot import add_image
+from duovisor.controlling.images.probe import PORT_NAME
+from duovisor.controlling.images.probe_client import connect_probe
+from duovisor.hypervisor.qemu.console import port_socket
+from duovisor.spec.loading import build_spec
+from duovisor.spec.vm import Design
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from tests.vm.service_host import Way
+
+    from duovisor.controlling.images.image import Image
+    from duovisor.controlling.images.probe_client import ProbeClient
+    from duovisor.directories import Directories
+    from duovisor.hardware.capabilities import HostCapabilities
+
+pytestmark = pytest.mark.vm
+
+BOOT_TIMEOUT_S = 90.0
+KERNEL_SPEAKS = {"command_line": "console=ttyS0 cryptomgr.notests"}  # the image's own is quiet
+OTHER_BOOT = (  # the service, as it would be after the host's next boot
+    "import sys; from duovisor.controlling.vms import manager;"
+    "manager.read_boot_id = lambda: 'the-next-boot';"
+    "from duovisor.controlling.service.__main__ import run; sys.exit(run(manager.VmManager))"
+)
+
+
+@pytest.fixture
+def host(folders: Directories, capabilities: HostCapabilities) -> Iterator[ServiceHost]:
+    """A service that is there before and after the test; all VMs are deleted by the test itself."""
+    made = ServiceHost(folders)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in made.environment.items():
+            patch.setenv(name, value)
+        made.start()
+        yield made
+        made.start()
+        left = [vm["record"]["name"] for vm in made.get("/v1/vms")["items"]]
+        made.end()
+    assert left == []
+
+
+def build_document(image: Image) -> dict[str, Any]:
+    document = add_image({"name": "t", "memory_mib": 256, "kernel": KERNEL_SPEAKS}, image)
+    return build_spec(document).model_dump(mode="json")
+
+
+@pytest.fixture(params=["rest", "cli"])
+def way(request: pytest.FixtureRequest, host: ServiceHost, probe_image: Image) -> Way:
+    document = build_document(probe_image)
+    if request.param == "rest":
+        return Rest(host, document)
+    file = host.directories.state / "t.json"
+    file.write_text(json.dumps(document))
+    return Cli(host, file)
+
+
+@asynccontextmanager
+async def reach_guest(host: ServiceHost, name: str, image: Image) -> AsyncIterator[ProbeClient]:
+    """The guest of a VM, which has booted."""
+    ports = build_document(image)["ports"]
+    path = host.directories.vms / name / f"{port_socket(ports.index(PORT_NAME))}.sock"
+    async with connect_probe(path) as guest:
+        await guest.wait_booted(BOOT_TIMEOUT_S)
+        yield guest
+
+
+@pytest.mark.parametrize("design", list(Design))
+async def test_a_life_under_a_service_that_is_killed_after_each_step(
+    host: ServiceHost, way: Way, probe_image: Image, design: Design
+) -> None:
+    way.create("web", design)
+    assert host.kill_and_restart()["adopted"] == []
+    way.act("web", "start")
+    pid = way.show("web")["status"]["pid"]
+
+    def restart(state: str) -> None:
+        assert host.kill_and_restart()["adopted"] == ["web"]
+        status = way.show("web")["status"]
+        assert (status["state"], status["pid"]) == (state, pid)
+
+    async with reach_guest(host, "web", probe_image):
+        pass  # what a guest prints while there is no service is not kept: this boot is to be read
+    restart("running")
+    async with reach_guest(host, "web", probe_image) as guest:
+        assert (await guest.run("echo alive", timeout_s=20)).output == b"alive\n"
+    assert "Linux version" in way.log("web")
+    for action, state in (("pause", "paused"), ("resume", "running"), ("reset", "running")):
+        way.act("web", action)
+        restart(state)
+    way.set_memory("web", 192)
+    restart("running")
+    assert way.show("web")["status"]["restart_needed"]
+    async with reach_guest(host, "web", probe_image):
+        way.act("web", "shutdown")
+    host.kill_and_restart()
+    assert way.show("web")["status"]["state"] == "stopped"
+    assert "Linux version" in way.log("web")
+    assert "reboot: Power down" in way.log("web")
+    way.rename("web", "www")
+    host.kill_and_restart()
+    way.act("www", "start")
+    assert host.kill_and_restart()["adopted"] == ["www"]
+    way.act("www", "stop")
+    host.kill_and_restart()
+    assert way.show("www")["status"]["state"] == "stopped"
+    way.delete("www")
+    host.kill_and_restart()
+    assert way.names() == []
+
+
+async def test_autostart_after_the_hosts_next_boot(host: ServiceHost, probe_image: Image) -> None:
+    with host.connect() as client:
+        for design in Design:
+            spec = {**build_document(probe_image), "name": f"auto-{design}", "design": design}
+            client.request("POST", "/v1/vms", {"spec": spec, "autostart": {"enabled": True}})
+        client.request("POST", "/v1/vms", {"spec": {"name": "manual", "memory_mib": 32}})
+    names = ["auto-monolithic", "auto-microkernelized", "manual"]
+    way = Rest(host, {})
+    for name in names:
+        way.act(name, "start")
+    before = {name: way.show(name)["status"]["pid"] for name in names}
+    host.lose_power(names)
+    host.start((sys.executable, "-P", "-c", OTHER_BOOT))
+    assert host.get("/v1/service")["recovery"]["host_restarted"]
+    with host.connect() as client:
+        for _ in client.events(0):
+            if {way.show(name)["status"]["state"] for name in names[:2]} == {"running"}:
+                break
+    assert way.show("manual")["status"]["pid"] is None
+    assert all(way.show(name)["status"]["pid"] not in (None, before[name]) for name in names[:2])
+    for name in names:
+        if name != "manual":
+            way.act(name, "stop")
+        way.delete(name)
