@@ -139,8 +139,8 @@ class Connection:
             connection.request(method, path, body, headers)
             response = connection.getresponse()
             content = response.read(MAX_REPLY_BYTES)
-            if response.length:  # http.client says nothing when a body breaks off
-                raise http.client.IncompleteRead(content, response.length)
+            if _broke_off(response, content):
+                raise http.client.IncompleteRead(content)
         except TimeoutError as error:
             self.close()
             raise ConnectionLostError(
@@ -175,6 +175,13 @@ class Connection:
         connection.sock.settimeout(REPLY_TIMEOUT_S)
         self._http = connection
         return connection
+
+
+def _broke_off(response: http.client.HTTPResponse, content: bytes) -> bool:
+    """Whether a reply is incomplete, of which http.client says nothing when it is read by amount."""
+    if response.length is None:  # in chunks; or no length was named: by another program, or cut off as well
+        return not (response.chunked or content)
+    return response.length > 0
 
 
 def describe_refusal(endpoint: Endpoint, error: OSError) -> ServiceUnreachableError:

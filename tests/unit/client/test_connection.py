@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 HEAD = b"HTTP/1.1 201 Created\r\nContent-Length: 20\r\n\r\n"
 
 
-@pytest.mark.parametrize("reply", [b"", HEAD[:20], HEAD, HEAD + b'{"half": '])
+@pytest.mark.parametrize("reply", [b"", HEAD[:9], HEAD[:20], HEAD[:30], HEAD, HEAD + b'{"half": '])
 def test_a_reply_that_breaks_off(tmp_path: Path, reply: bytes) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(tmp_path / "s"))
