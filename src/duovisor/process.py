@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     Record = Callable[["Process"], None]
 
 LAST_WORDS_BYTES = 4096
+# Room for what a program says at once: QEMU's answers (300 KB) are lost if it quits before they are read.
+OUTPUT_PIPE_BYTES = 1 << 20
 STOP_TIMEOUT_S = 0.5
 
 # waits for a line before it becomes the program; its pid and start time stay the same. When whoever should
@@ -114,7 +116,7 @@ def run(
     try:
         done = subprocess.run(
             argv, input=stdin, stdin=None if stdin is not None else subprocess.DEVNULL,
-            capture_output=True, timeout=timeout_s, env=env, cwd=cwd, check=False,
+            capture_output=True, timeout=timeout_s, pipesize=OUTPUT_PIPE_BYTES, env=env, cwd=cwd, check=False,
         )  # fmt: skip
     except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
         raise ProgramNotFoundError(f"cannot start {argv[0]}: {error.strerror}", remedy=remedy) from error

@@ -34,6 +34,10 @@ REGION_ALIGNMENT = 64
 # Indexes into the casts of a region.
 VERSION_HALF, DESC_NUM_HALF, LAST_BATCH_HEAD_HALF, USED_INDEX_HALF = 4, 5, 6, 7
 
+# A guest may make a queue larger than the front end announced (QEMU 10: 1024 entries where it asked for a log
+# of 256). The buffers that we make have room for QEMU's largest queue, VIRTQUEUE_MAX_SIZE.
+CAPACITY_MIN = 1024
+
 DEVICE_STATE_BYTES = 64
 DEVICE_STATE_MAX = 48
 _DEVICE_STATE = Struct("=8sI4x48s")
@@ -44,6 +48,11 @@ def region_bytes(queue_size: int) -> int:
     """Bytes of one queue's region, a multiple of a cache line."""
     size = REGION_HEADER_BYTES + DESCRIPTOR_STATE_BYTES * queue_size
     return -(-size // REGION_ALIGNMENT) * REGION_ALIGNMENT
+
+
+def buffer_bytes(queues: int, queue_size: int) -> int:
+    """Bytes of the whole buffer that we make: the regions, then the device's own state."""
+    return queues * region_bytes(queue_size) + DEVICE_STATE_BYTES
 
 
 class QueueInflight:
@@ -142,8 +151,11 @@ class InflightLog:
 
 
 def create_inflight(queues: int, queue_size: int) -> tuple[int, InflightDescription]:
-    """A new, empty buffer in a memory file that cannot be resized; the caller closes the descriptor."""
-    size = queues * region_bytes(queue_size) + DEVICE_STATE_BYTES
+    """A new, empty buffer in a memory file that cannot be resized; the caller closes the descriptor.
+
+    It has room for queues of ``CAPACITY_MIN`` entries at least, whatever ``queue_size`` the front end names.
+    """
+    size = buffer_bytes(queues, max(queue_size, CAPACITY_MIN))
     descriptor = os.memfd_create("duovisor-inflight", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(descriptor, size)
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
@@ -164,6 +176,8 @@ def map_inflight(description: InflightDescription, descriptor: int, max_queues: 
         raise ProtocolError(
             f"an in-flight log of {description.mmap_size} bytes is too small for {queues} × {queue_size}"
         )
+    if description.mmap_size == buffer_bytes(queues, max(queue_size, CAPACITY_MIN)):
+        queue_size = max(queue_size, CAPACITY_MIN)  # one that a back end of ours made
     start, end = description.mmap_offset, description.mmap_offset + description.mmap_size
     try:
         if end > os.fstat(descriptor).st_size:

@@ -26,11 +26,13 @@ if TYPE_CHECKING:
 KVM_GET_API_VERSION = 0xAE00
 KVM_CREATE_VM = 0xAE01
 KVM_GET_VCPU_MMAP_SIZE = 0xAE04
+KVM_GET_SUPPORTED_CPUID = 0xC008AE05
 KVM_CREATE_VCPU = 0xAE41
 KVM_SET_TSS_ADDR = 0xAE47
 KVM_RUN = 0xAE80
 KVM_SET_USER_MEMORY_REGION = 0x4020AE46
 KVM_SET_REGS = 0x4090AE82
+KVM_SET_CPUID2 = 0x4008AE90
 KVM_GET_SREGS = 0x8138AE83
 KVM_SET_SREGS = 0x4138AE84
 
@@ -38,6 +40,7 @@ API_VERSION = 12
 EXIT_IO, EXIT_HLT = 2, 5
 EXIT_NAMES = {0: "unknown", 6: "mmio", 8: "shutdown", 9: "fail-entry", 17: "internal-error"}
 
+CPUID_ENTRIES, CPUID_ENTRY_BYTES = 256, 40  # KVM_MAX_CPUID_ENTRIES, struct kvm_cpuid_entry2
 MEMORY_BYTES = 64 << 10
 CODE, PML4, PDPT, PAGE_DIRECTORY = 0x8000, 0x1000, 0x2000, 0x3000
 TSS_ADDRESS = 0x7FFB_D000  # fcntl.ioctl takes a signed int: below 2 GiB
@@ -77,6 +80,14 @@ def build_sregs(sregs: bytes) -> bytearray:
     return changed
 
 
+def read_supported_cpuid(kvm: int) -> bytearray:
+    """``struct kvm_cpuid2`` with all that KVM can give a guest on this processor."""
+    cpuid = bytearray(8 + CPUID_ENTRIES * CPUID_ENTRY_BYTES)  # over 1,024 bytes fcntl wants it mutable
+    struct.pack_into("<I", cpuid, 0, CPUID_ENTRIES)
+    fcntl.ioctl(kvm, KVM_GET_SUPPORTED_CPUID, cpuid)
+    return cpuid
+
+
 def fill_memory(memory: mmap.mmap) -> None:
     """Write the program and page tables that map the first 2 MiB onto themselves."""
     memory[CODE : CODE + len(PROGRAM)] = PROGRAM
@@ -101,6 +112,8 @@ class Guest:
         fcntl.ioctl(vm, KVM_SET_USER_MEMORY_REGION, struct.pack("<IIQQQ", 0, 0, 0, MEMORY_BYTES, address))
         self.vcpu = fcntl.ioctl(vm, KVM_CREATE_VCPU, 0)
         self.shared = mmap.mmap(self.vcpu, fcntl.ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0))
+        # newer kernels (seen: 6.12) refuse 64-bit mode to a processor whose CPUID does not have it
+        fcntl.ioctl(self.vcpu, KVM_SET_CPUID2, read_supported_cpuid(kvm))
         sregs = fcntl.ioctl(self.vcpu, KVM_GET_SREGS, bytes(312))
         fcntl.ioctl(self.vcpu, KVM_SET_SREGS, bytes(build_sregs(sregs)))
 

@@ -13,7 +13,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from duovisor import process
-from duovisor.hypervisor.errors import HypervisorError, VmmGoneError, VmmStartError
+from duovisor.hypervisor.errors import HypervisorError, QmpTimeoutError, VmmGoneError, VmmStartError
 from duovisor.hypervisor.lifecycle import ENDED, Lifecycle, State
 from duovisor.hypervisor.memory import create_memory_file
 from duovisor.hypervisor.qemu.console import QMP_SOCKET
@@ -21,6 +21,7 @@ from duovisor.hypervisor.qmp import Qmp
 from duovisor.sandbox import build_sandbox_argv
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from duovisor.hypervisor.plan import LaunchPlan
@@ -116,7 +117,7 @@ class Vmm:
             await self._greet(self.process)
             self._follower = asyncio.create_task(self._follow())
             await self._qmp.cont()
-            if await self.lifecycle.wait_for(LIVE, timeout_s=START_TIMEOUT_S) in ENDED:
+            if await self._wait_told(LIVE, "start") in ENDED:
                 raise self._start_error(self.process)
         except VmmGoneError:
             # a process that ends closes its sockets before the kernel reports its end
@@ -209,17 +210,27 @@ class Vmm:
             case "SHUTDOWN":
                 self.lifecycle.enter(State.STOPPING)
 
+    async def _wait_told(self, states: Collection[State], action: str) -> State:
+        """Wait for the event that a command brings about. Raises ``QmpTimeoutError``."""
+        try:
+            return await self.lifecycle.wait_for(states, timeout_s=START_TIMEOUT_S)
+        except TimeoutError as error:
+            raise QmpTimeoutError(
+                f"{self.plan.name}: the VMM took the order to {action} but did not tell of it within "
+                f"{START_TIMEOUT_S:g} s; outcome unknown"
+            ) from error
+
     async def pause(self) -> None:
         """Stop the processors. Raises ``WrongStateError``."""
         self.lifecycle.require({State.RUNNING}, "pause")
         await self._qmp.stop()
-        await self.lifecycle.wait_for({State.PAUSED}, timeout_s=START_TIMEOUT_S)
+        await self._wait_told({State.PAUSED}, "pause")
 
     async def resume(self) -> None:
         """Let the processors go on. Raises ``WrongStateError``."""
         self.lifecycle.require({State.PAUSED}, "resume")
         await self._qmp.cont()
-        await self.lifecycle.wait_for({State.RUNNING}, timeout_s=START_TIMEOUT_S)
+        await self._wait_told({State.RUNNING}, "resume")
 
     async def reset(self) -> None:
         """Press the reset button. Raises ``WrongStateError``."""

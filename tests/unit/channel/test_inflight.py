@@ -241,7 +241,20 @@ def test_impossible_buffers_are_refused(description: InflightDescription, said: 
 def test_regions_are_whole_cache_lines() -> None:
     assert region_bytes(8) == 192
     assert all(region_bytes(size) % 64 == 0 for size in (1, 2, 128, 256, 1024))
-    assert create_size(3, 128) == 3 * region_bytes(128) + DEVICE_STATE_BYTES
+    assert create_size(3, 128) == create_size(3, 1024) == 3 * region_bytes(1024) + DEVICE_STATE_BYTES
+    assert create_size(1, 4096) == region_bytes(4096) + DEVICE_STATE_BYTES
+
+
+def test_a_log_of_ours_has_room_for_a_queue_larger_than_was_announced() -> None:
+    """QEMU 10 asks for a log of 256 entries and then starts a queue of 1024 (its firmware's choice)."""
+    descriptor, description = create_inflight(2, 256)
+    try:
+        log = map_inflight(description, descriptor, 2)
+    finally:
+        os.close(descriptor)
+    assert description.queue_size == 256
+    assert log.queue_size == 1024
+    assert [len(region.states) for region in log.regions] == [region_bytes(1024)] * 2
 
 
 def create_size(queues: int, queue_size: int) -> int:
