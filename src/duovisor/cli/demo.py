@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from contextlib import contextmanager
@@ -11,13 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from duovisor.cli.connection import connect
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from rich.console import Console
 
+    from duovisor.cli.demo_guest import DesignResult
+    from duovisor.client.service import ServiceClient
     from duovisor.controlling.anatomy import Anatomy
-    from duovisor.controlling.comparison import DesignResult
+    from duovisor.controlling.images.image import Image
     from duovisor.hardware.accelerator import AcceleratorDecision
     from duovisor.hardware.capabilities import HostCapabilities
 
@@ -46,12 +49,13 @@ def command(json_file: Path | None, seconds: float, cpus: int) -> int:
     """Run the same VM in both hypervisor designs and show the difference.
 
     Builds a small guest from this system's own kernel package, boots it monolithic and then microkernelized,
-    shows each VM's anatomy, verifies and measures its storage. Leaves nothing behind but the guest image.
+    shows each VM's anatomy, verifies and measures its storage. Leaves nothing behind but the guest image and
+    the service, which it starts when it does not run.
     """
     from rich.console import Console
 
     console = Console(highlight=False)
-    document = asyncio.run(_demo(console, seconds, cpus))
+    document = _demo(console, seconds, cpus)
     if json_file is not None:
         json_file.write_text(json.dumps(document, indent=2) + "\n")
         console.print(f"written to {json_file}", style="dim")
@@ -59,27 +63,25 @@ def command(json_file: Path | None, seconds: float, cpus: int) -> int:
     return 0 if verified else 6
 
 
-async def _demo(console: Console, seconds: float, cpus: int) -> dict[str, Any]:
-    from duovisor.controlling.comparison import build_probe_spec, make_scratch_disk, measure_design
-    from duovisor.controlling.images.probe import build_probe_image
+def _demo(console: Console, seconds: float, cpus: int) -> dict[str, Any]:
+    from duovisor.cli.demo_guest import measure_design
+    from duovisor.controlling.comparison import build_probe_spec, make_scratch_disk
     from duovisor.directories import find_directories
     from duovisor.hardware.accelerator import decide_accelerator
     from duovisor.hardware.capabilities import read_capabilities
     from duovisor.spec.vm import Accelerator, Design
 
-    directories = find_directories()
+    client, directories = connect_here(), find_directories()
     capabilities = read_capabilities(directories.cache)
     decision = decide_accelerator(Accelerator.AUTO, capabilities.kvm)
     _show_host(console, capabilities, decision)
-    with _progress(console, "guest image") as step:
-        image = build_probe_image(directories, step)
+    image = _build_image(console, client)
     results: dict[Design, DesignResult] = {}
     for design in Design:
         console.rule(f"[bold]{design}[/]", align="left", style="dim")
         with make_scratch_disk(directories.state) as scratch, _progress(console, design) as step:
-            spec = build_probe_spec(f"demo-{design}", design, image, scratch, cpus)
-            results[design] = await measure_design(
-                spec, capabilities, directories, runtime_s=seconds,
+            results[design] = measure_design(
+                client, build_probe_spec(f"demo-{design}", design, image, scratch, cpus), runtime_s=seconds,
                 progress=lambda name, step=step: step(STEPS[name]),  # type: ignore[misc]  # bound now, not later
                 on_booted=lambda anatomy, boot_s: _show_anatomy(console, anatomy, boot_s),
             )  # fmt: skip
@@ -88,10 +90,29 @@ async def _demo(console: Console, seconds: float, cpus: int) -> dict[str, Any]:
     return build_document(capabilities, decision, {str(key): value for key, value in results.items()})
 
 
+def connect_here() -> ServiceClient:
+    """The service of this host, as the guests are spoken to over sockets. Raises ``EndpointError``."""
+    from duovisor.client.errors import EndpointError
+
+    client = connect()
+    if client.endpoint.socket is None:
+        raise EndpointError(f"{client.endpoint} is another host's service", remedy="run the demo there")
+    return client
+
+
+def _build_image(console: Console, client: ServiceClient) -> Image:
+    from duovisor.cli.vm_document import find_image
+
+    with _progress(console, "guest image") as step:
+        operation = client.request("POST", "/v1/images", {"recipe": "probe"}).document
+        client.follow(operation, lambda state: step(state["message"]) if state["message"] else None)
+    return find_image(client, "probe")
+
+
 def build_document(
     capabilities: HostCapabilities, decision: AcceleratorDecision, results: dict[str, DesignResult]
 ) -> dict[str, Any]:
-    """The result as JSON: ``host``, and for each design ``boot_s``, ``verify``, ``storage``, ``processes``."""
+    """The result as JSON: ``host``, and of each design ``boot_s``, ``verify``, ``storage``, ``processes``."""
     from dataclasses import asdict
 
     designs = {}
@@ -165,9 +186,10 @@ def _show_comparison(console: Console, monolithic: DesignResult, microkernelized
         table.add_row(title, *(_count_access(result.anatomy, role) for result in both), "")
     console.print(table)
     console.print(
-        "\nThe guest saw the same hardware twice. What moved is where its disks' drivers ran: inside the VMM,\n"
-        "with all the host within reach, or each in a partition that holds one image and one channel.\n"
-        "The physical disk's driver stayed in the host's kernel both times.",
+        "\nThe guest saw the same hardware twice. What moved is where its disks' drivers\n"
+        "ran: inside the VMM, with all the host within reach, or each in a partition\n"
+        "that holds one image and one channel. The physical disk's driver stayed in the\n"
+        "host's kernel both times.",
         style="dim",
     )
 

@@ -17,8 +17,8 @@ INTRODUCTION = """\
 # Command line
 
 Written by `python -m duovisor.cli.reference` from the commands themselves. Every command that prints takes
-`--json`; exit codes are in `src/duovisor/error_table.py`. All commands but `host`, `image` and `anatomy` speak
-with duovisord, which is started when this host's own is absent ([why](decisions/013-cli.md)).
+`--json`; exit codes are in `src/duovisor/error_table.py`. All but `host`, `image` and `anatomy` speak with
+duovisord, which is started when this host's own is absent ([why](decisions/013-cli.md)).
 """
 
 

@@ -1,18 +1,16 @@
 """The main job: the same virtual machine in both designs, its storage verified and measured in each.
 
-Used by ``duovisor demo`` and by the benchmarks, so that both measure the same thing.
+Used by ``duovisor demo``, which runs the VM through the service, and by the benchmarks, so that all measure
+the same thing.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from duovisor.controlling.anatomy import read_anatomy
-from duovisor.controlling.description import describe_machine
 from duovisor.controlling.errors import PartitionError
 from duovisor.controlling.images.boot import add_image
 from duovisor.controlling.images.probe import PORT_NAME
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
-    from duovisor.controlling.anatomy import Anatomy
     from duovisor.controlling.images.image import Image
     from duovisor.controlling.images.probe_client import ProbeClient
     from duovisor.controlling.images.storage_jobs import StorageFigures
@@ -38,14 +35,6 @@ SCRATCH_SERIAL = "scratch"
 SCRATCH_MIB = 256
 BOOT_TIMEOUT_S = 120.0
 GUEST_MEMORY_MIB = 256
-
-
-class DesignResult(NamedTuple):
-    """What one design came to: seconds from start to the guest's signal, figures, and who did it."""
-
-    boot_s: float
-    figures: StorageFigures
-    anatomy: Anatomy
 
 
 @contextmanager
@@ -91,39 +80,13 @@ async def boot_probe(
             yield machine, guest, time.monotonic() - started
 
 
-async def measure_design(
-    spec: VirtualMachineSpec,
-    capabilities: HostCapabilities,
-    directories: Directories,
-    *,
-    runtime_s: float,
-    progress: Callable[[str], None],
-    on_booted: Callable[[Anatomy, float], None] = lambda anatomy, boot_s: None,
-) -> DesignResult:
-    """Boot one VM, look at its anatomy, verify and measure its scratch disk, shut it down.
-
-    Raises ``PartitionError`` when a driver partition is lost meanwhile, and what ``start_machine`` raises.
-    """
-    progress("boot")
-    async with boot_probe(spec, capabilities, directories) as (machine, guest, boot_s):
-        anatomy = read_anatomy(describe_machine(machine))
-        on_booted(anatomy, boot_s)
-        work = asyncio.create_task(
-            run_jobs(guest, find_scratch(guest), runtime_s=runtime_s, size_mib=SCRATCH_MIB, progress=progress)
-        )
-        lost = asyncio.create_task(machine.wait_partition_lost())
-        try:
-            await asyncio.wait({work, lost}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                raise lost.result()
-            figures = await work
-        finally:
-            for task in (work, lost):
-                task.cancel()
-            await asyncio.gather(work, lost, return_exceptions=True)
-        progress("shutdown")
-        await machine.shut_down()
-    return DesignResult(boot_s, figures, anatomy)
+async def measure_guest(
+    guest: ProbeClient, *, runtime_s: float, progress: Callable[[str], None]
+) -> StorageFigures:
+    """Verify and measure the scratch disk of a guest that has booted."""
+    return await run_jobs(
+        guest, find_scratch(guest), runtime_s=runtime_s, size_mib=SCRATCH_MIB, progress=progress
+    )
 
 
 def find_scratch(guest: ProbeClient) -> str:
