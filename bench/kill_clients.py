@@ -29,6 +29,8 @@ EXPECTED = frozenset({
     "busy", "wrong-state", "vm-not-found", "name-in-use", "revision-conflict", "shutdown-timeout",
     "operation-cancelled", "operation-finished", "operation-interrupted",
 })  # fmt: skip
+# a guest whose power button was pressed may be gone at any moment
+MEETS_END = dict.fromkeys(("vm.pause", "vm.resume", "vm.reset"), frozenset({"vmm-gone"}))
 # what is done to a VM in each state, and how often
 CHOICES: dict[str, dict[str, int]] = {
     "rest": {"start": 60, "edit": 10, "rename": 12, "delete": 10, "stop": 2, "pause": 2},
@@ -191,6 +193,6 @@ class Client:
             operation = self._send("GET", path)
         self._ledger.finished(operation)
         fault = operation["error"]
-        if fault and fault["code"] not in EXPECTED:
+        if fault and fault["code"] not in EXPECTED | MEETS_END.get(operation["action"], frozenset()):
             self._ledger.report(f"{operation['action']} of {operation['object']} failed: {fault}")
         return operation

@@ -1,7 +1,7 @@
 """A QEMU for the manager's tests: a real process that speaks QMP to client after client, and has no guest.
 
 It keeps its state between connections, greets whoever is on the console, and ends on the power button, unless
-there is a file ``ignores-power`` beside the program.
+there is a file ``ignores-power`` beside the program; with ``ends-at-once`` it ends before it answers.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ GREETING = {
 }
 BANNER = b"fake guest: login: "
 IGNORES_POWER = "ignores-power"
+ENDS_AT_ONCE = "ends-at-once"
 
 
 def write_fake_qemu(folder: Path) -> Path:
@@ -99,6 +100,8 @@ class FakeQemu:
 
     def answer(self, request: dict[str, Any]) -> None:
         command = request["execute"]
+        if command == "system_powerdown" and (Path(os.environ["FAKE_FOLDER"]) / ENDS_AT_ONCE).exists():
+            os._exit(0)  # a guest may be faster than the monitor's answer
         self.status = {"cont": "running", "stop": "paused"}.get(command, self.status)
         result = {"status": self.status} if command == "query-status" else {}
         self.say({"return": result, "id": request.get("id")})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.unit.vms.fake_host import build_vm, find_files
-from tests.unit.vms.fake_qemu import BANNER, IGNORES_POWER
+from tests.unit.vms.fake_qemu import BANNER, ENDS_AT_ONCE, IGNORES_POWER
 
 from duovisor.controlling.vms.errors import (
     BusyError,
@@ -148,6 +148,16 @@ async def test_a_guest_that_does_not_shut_down_runs_on(host: Host, manager: VmMa
         await manager.shutdown("vm", 0.05)
     assert await state_of(manager) is State.RUNNING
     await manager.pause("vm")
+
+
+async def test_a_guest_that_ends_before_the_button_is_acknowledged_has_shut_down(
+    host: Host, manager: VmManager
+) -> None:
+    (host.root / ENDS_AT_ONCE).touch()
+    await manager.create(build_vm(), OFF)
+    await manager.start("vm")
+    await manager.shutdown("vm")
+    assert await state_of(manager) is State.STOPPED
 
 
 async def test_a_killed_vmm_is_a_crash(host: Host, manager: VmManager) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from duovisor.controlling.anatomy import read_anatomy
@@ -30,7 +30,7 @@ from duovisor.controlling.vms.recovery import Recovery
 from duovisor.controlling.vms.runs import Runs
 from duovisor.controlling.vms.status import build_active_status, build_resting_status
 from duovisor.hardware.capabilities import read_capabilities
-from duovisor.hypervisor.errors import WrongStateError
+from duovisor.hypervisor.errors import VmmGoneError, WrongStateError
 from duovisor.hypervisor.lifecycle import State
 
 if TYPE_CHECKING:
@@ -180,7 +180,8 @@ class VmManager:
             await self._host.announce(vm, Intent.SHUTDOWN)
             try:
                 progress(10, "power button pressed")
-                await vm.machine.vmm.press_power_button()
+                with suppress(VmmGoneError):  # it ended before it answered, by its guest or by a stop
+                    await vm.machine.vmm.press_power_button()
                 await vm.wait_gone(timeout_s=timeout_s)
             except TimeoutError:
                 raise ShutdownTimeoutError(
