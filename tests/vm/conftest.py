@@ -7,7 +7,11 @@ ended with it, and ``folders`` fails the test when anything is left: process, mo
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import shutil
+import signal
+import subprocess
 import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -78,9 +82,21 @@ def folders() -> Iterator[Directories]:
     yield directories
     left = [str(path) for path in sorted(root.glob("run/vms/*"))]
     left += [line for line in Path("/proc/mounts").read_text().splitlines() if str(root) in line]
-    left += find_processes(root)
+    processes = find_processes(root)
+    left += processes
+    end_what_is_left(root, processes)
     shutil.rmtree(root, ignore_errors=True)
     assert not left, f"left behind: {left}"
+
+
+def end_what_is_left(root: Path, processes: list[str]) -> None:
+    """A test that failed half-way must not leave its VMs to the tests after it."""
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(process.split(":")[0]), signal.SIGKILL)
+    memory = root / "run/memory"
+    if os.path.ismount(memory):
+        subprocess.run(["umount", "--lazy", str(memory)], check=True)
 
 
 def find_processes(root: Path) -> list[str]:

@@ -8,8 +8,9 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.vm.service_host import Cli, Rest, ServiceHost
+from tests.vm.service_host import Cli, Rest, ServiceHost, kill_and_wait
 
+from duovisor.client.service import vm_path
 from duovisor.controlling.images.boot import add_image
 from duovisor.controlling.images.probe import PORT_NAME
 from duovisor.controlling.images.probe_client import connect_probe
@@ -49,6 +50,9 @@ def host(folders: Directories, capabilities: HostCapabilities) -> Iterator[Servi
         yield made
         made.start()
         left = [vm["record"]["name"] for vm in made.get("/v1/vms")["items"]]
+        for name in left:
+            for process in made.get(vm_path(name))["status"]["processes"]:
+                kill_and_wait(process["pid"])
         made.end()
     assert left == []
 
