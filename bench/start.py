@@ -24,8 +24,9 @@ from duovisor.controlling.machine import start_machine
 from duovisor.directories import find_directories
 from duovisor.hardware.capabilities import read_capabilities
 from duovisor.hypervisor.memory import create_memory_file
-from duovisor.hypervisor.qemu.console import QMP_SOCKET
+from duovisor.hypervisor.qemu.console import CONSOLE_LOG, QMP_SOCKET
 from duovisor.hypervisor.qmp import Qmp
+from duovisor.hypervisor.vmm import open_console_log
 from duovisor.process import start
 from duovisor.spec.vm import Design
 
@@ -54,6 +55,7 @@ async def time_bare(plan: LaunchPlan, folder: Path) -> float:
             stack.callback((folder / f"{name}.sock").unlink)
             listeners[name].listen(1)
         descriptors = {name: listener.fileno() for name, listener in listeners.items()}
+        descriptors[CONSOLE_LOG] = stack.enter_context(open_console_log(folder / "console.log"))
         started = time.perf_counter()
         vmm = start(
             plan.resolve_argv(descriptors),

@@ -19,6 +19,7 @@ from duovisor.cli.run import command
 from duovisor.hypervisor.build import build_launch_plan
 from duovisor.hypervisor.errors import PlanError
 from duovisor.hypervisor.plan import LaunchPlan, VmmPaths
+from duovisor.hypervisor.qemu.console import CONSOLE_LOG
 from duovisor.sandbox import SandboxTools
 from duovisor.spec import vm
 from duovisor.spec.vm import Accelerator, Design, SpecModel, VirtualMachineSpec
@@ -126,7 +127,7 @@ def test_every_descriptor_is_named_where_it_belongs(case: Case, design: Design, 
         return
     plan = build_plan(spec, "7.2", Accelerator.TCG)
     assert set(plan.channels) <= set(plan.sockets)
-    numbers = {name: 900 + index for index, name in enumerate(plan.sockets)}
+    numbers = {name: 900 + index for index, name in enumerate((*plan.sockets, CONSOLE_LOG))}
     resolved = " ".join(plan.resolve_argv(numbers))
     for name, number in numbers.items():
         assert resolved.count(f"={number}") == 1, name

@@ -1,4 +1,7 @@
-"""The guest's serial console: read from the first byte on, kept, and shown to whoever is attached."""
+"""The guest's serial console: read from the first byte on, and shown to whoever is attached.
+
+The VMM itself keeps what passes here in the console's log, which is kept within its bound from here.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
-from duovisor.controlling.console_log import ConsoleLog
+from duovisor.controlling.console_log import ConsoleLog, read_console_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,8 +22,10 @@ READ_BYTES = 16 << 10
 class Console:
     """A connection to the serial console of one VM; ``attach`` may be called by several viewers."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, log: ConsoleLog) -> None:
-        self.scrollback = bytearray()
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, log: ConsoleLog, printed: bytes
+    ) -> None:
+        self.scrollback = bytearray(printed)
         self._reader = reader
         self._writer = writer
         self._log = log
@@ -28,16 +33,20 @@ class Console:
         self._pump = asyncio.create_task(self._run())
 
     @classmethod
-    async def connect(cls, path: Path, log: Path) -> Console:
-        """Connect to the console's socket; what the guest prints is appended to ``log``."""
+    async def connect(cls, path: Path, log: Path, *, resume: bool = False) -> Console:
+        """Connect to the console's socket and bound ``log``, to which the VMM appends.
+
+        ``resume``: the scroll-back begins with the log's end, with what nobody was there to read.
+        """
+        printed = read_console_log(log, SCROLLBACK_BYTES) if resume else b""
         reader, writer = await asyncio.open_unix_connection(path)
-        return cls(reader, writer, ConsoleLog(log))
+        return cls(reader, writer, ConsoleLog(log), printed)
 
     async def _run(self) -> None:
         # read without pause: a full socket would hold up the guest's own writes
-        with contextlib.suppress(ConnectionError), contextlib.closing(self._log):
+        with contextlib.suppress(ConnectionError):
             while data := await self._reader.read(READ_BYTES):
-                self._log.write(data)
+                self._log.count(len(data))
                 self.scrollback += data
                 del self.scrollback[:-SCROLLBACK_BYTES]
                 for show in tuple(self._viewers):
@@ -55,7 +64,7 @@ class Console:
         self._writer.write(data)
 
     async def close(self) -> None:
-        """Close the connection; what the guest prints from now on is lost."""
+        """Close the connection; what the guest prints from now on is in the log alone."""
         self._pump.cancel()
         with contextlib.suppress(asyncio.CancelledError, ConnectionError):
             await self._pump

@@ -1,7 +1,8 @@
 """What a guest printed, kept on disk: the latest part, in two files of bounded size.
 
-The newer file grows until it is full, then takes the older one's place: at least ``FILE_BYTES`` of the
-latest output are there, never more than twice that.
+The VMM appends to the newer file, whether a service is there or not. When that file is full, its content is
+copied over the older one and it is emptied; the VMM, which appends, goes on at its beginning. At least
+``FILE_BYTES`` of the latest output are there; more than twice that only of what was printed uncounted.
 """
 
 from __future__ import annotations
@@ -17,33 +18,37 @@ FILE_BYTES = 1 << 20
 
 
 class ConsoleLog:
-    """Appends to ``path``; what is older lies in ``path`` with ``.1`` added."""
+    """Keeps the log at ``path`` within its bound; what is older lies in ``path`` with ``.1`` added."""
 
     def __init__(self, path: Path, *, file_bytes: int = FILE_BYTES) -> None:
         self.path = path
         self._file_bytes = file_bytes
-        self._open()
+        self._size = 0
+        self._bound()
 
-    def _open(self) -> None:
-        self._file = self.path.open("ab", buffering=0)
-        self._size = os.fstat(self._file.fileno()).st_size
+    def count(self, printed_bytes: int) -> None:
+        """Note that so much was printed, and bound the log when it may be full."""
+        self._size += printed_bytes
+        if self._size >= self._file_bytes:
+            self._bound()
 
-    def write(self, data: bytes) -> None:
-        """Append what the guest printed; what a full disk refuses is lost, for the guest must not wait."""
-        with contextlib.suppress(OSError):
-            self._append(data)
+    def _bound(self) -> None:
+        self._size = 0  # when a full disk refuses the copy, the next try is as much output away
+        with contextlib.suppress(OSError), self.path.open("r+b", buffering=0) as newest:
+            size = os.fstat(newest.fileno()).st_size
+            if size < self._file_bytes:
+                self._size = size
+                return
+            newest.seek(size - self._file_bytes)
+            with open(older(self.path), "wb", opener=_open_private) as copy:
+                for _ in range(2):  # the second time, what was printed during the first
+                    copy.write(newest.read(self._file_bytes))
+                    copy.flush()
+                newest.truncate(0)
 
-    def _append(self, data: bytes) -> None:
-        if self._size + len(data) > self._file_bytes:
-            self._file.close()
-            self.path.replace(older(self.path))
-            self._open()
-        self._file.write(data)
-        self._size += len(data)
 
-    def close(self) -> None:
-        """Let go of the file, which stays."""
-        self._file.close()
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def older(path: Path) -> Path:

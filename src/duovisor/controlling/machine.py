@@ -98,9 +98,10 @@ class Machine:
             machine.vmm.prepare()
             if spec.design is Design.MICROKERNELIZED:
                 machine._start_partitions(checked, directories.cache)
-            machine.vmm.launch(die_with_owner=die_with_owner, record=machine._record)
+            log = console_log or machine.run_dir / "console.log"
+            machine.vmm.launch(log, die_with_owner=die_with_owner, record=machine._record)
             await machine._run()
-            await machine._settle(console_log)
+            await machine._settle(log, adopted=False)
         except BaseException:
             await machine.clean_up()
             raise
@@ -125,7 +126,7 @@ class Machine:
             if vmm is None:
                 raise VmmGoneError(f"{description.spec.name}: the VMM has ended")
             await machine.vmm.adopt(vmm)
-            await machine._settle(console_log)
+            await machine._settle(console_log, adopted=True)
         except BaseException:
             await machine._let_go()
             place.memory.release()
@@ -230,10 +231,10 @@ class Machine:
                 task.cancel()
             await asyncio.gather(run, lost, return_exceptions=True)
 
-    async def _settle(self, console_log: Path | None) -> None:
+    async def _settle(self, console_log: Path, *, adopted: bool) -> None:
         """The VMM runs: listen to its console, and tell others that it does."""
-        log = console_log or self.run_dir / "console.log"
-        self.console = await Console.connect(self.vmm.socket_path(CONSOLE_SOCKET), log)
+        socket_path = self.vmm.socket_path(CONSOLE_SOCKET)
+        self.console = await Console.connect(socket_path, console_log, resume=adopted)
         processes = sorted(map(find_program, self.description.processes), key=lambda each: not each.is_vmm)
         changes = {"phase": Phase.RUNNING, "owner_pid": os.getpid(), "processes": tuple(processes)}
         self._write(self.description.model_copy(update=changes))

@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from duovisor.sandbox import Sandbox
     from duovisor.spec.vm import Accelerator, Design
 
-TAKES_DESCRIPTOR = ("-chardev", "-netdev")
+TAKES_DESCRIPTOR = ("-add-fd", "-chardev", "-netdev")
 
 
 @dataclass(frozen=True)
 class LaunchPlan:
     """How one VMM process is started.
 
-    ``argv`` holds ``@NAME@`` in a ``-chardev`` or ``-netdev`` wherever the number of an inherited descriptor
-    belongs; ``sockets`` names them: each is a Unix stream socket, bound and listening as ``NAME.sock`` in the
-    VM's run folder before the VMM starts, so that whoever connects needs no retry. ``channels`` are those of
-    them on which a driver serves.
+    ``argv`` holds ``@NAME@`` in an ``-add-fd``, ``-chardev`` or ``-netdev`` wherever the number of an
+    inherited descriptor belongs. One is the console's log; ``sockets`` names the others: each is a Unix
+    stream socket, bound and listening as ``NAME.sock`` in the VM's run folder before the VMM starts, so that
+    whoever connects needs no retry. ``channels`` are those of them on which a driver serves.
     """
 
     name: str

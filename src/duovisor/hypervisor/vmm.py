@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,12 @@ from duovisor import process
 from duovisor.hypervisor.errors import HypervisorError, QmpTimeoutError, VmmGoneError, VmmStartError
 from duovisor.hypervisor.lifecycle import ENDED, Lifecycle, State
 from duovisor.hypervisor.memory import create_memory_file
-from duovisor.hypervisor.qemu.console import QMP_SOCKET
+from duovisor.hypervisor.qemu.console import CONSOLE_LOG, QMP_SOCKET
 from duovisor.hypervisor.qmp import Qmp
 from duovisor.sandbox import build_sandbox_argv
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
     from duovisor.hypervisor.plan import LaunchPlan
@@ -86,22 +87,25 @@ class Vmm:
                 ) from error
             listener.listen(4)
 
-    def launch(self, *, die_with_owner: bool, record: Record | None = None) -> None:
-        """Start the process; ``die_with_owner``: it ends with this one. Raises ``ProgramNotFoundError``.
+    def launch(self, console_log: Path, *, die_with_owner: bool, record: Record | None = None) -> None:
+        """Start the process, which appends what its guest prints to ``console_log``.
 
-        ``record`` is told of the process before its program begins.
+        ``die_with_owner``: it ends with this one. ``record`` is told of it before its program begins. Raises
+        ``ProgramNotFoundError``, ``HypervisorError`` when the log cannot be opened.
         """
         self.lifecycle.enter(State.STARTING)
-        descriptors = {name: listener.fileno() for name, listener in self._listeners.items()}
-        self.process = process.start(
-            self._full_argv(descriptors),
-            role="vmm",
-            log=self.run_dir / "vmm.log",
-            pass_fds=tuple(descriptors.values()),
-            sandboxed=self.plan.sandbox is not None,
-            die_with_owner=die_with_owner,
-            record=record,
-        )
+        with open_console_log(console_log) as log:
+            descriptors = {name: listener.fileno() for name, listener in self._listeners.items()}
+            descriptors[CONSOLE_LOG] = log
+            self.process = process.start(
+                self._full_argv(descriptors),
+                role="vmm",
+                log=self.run_dir / "vmm.log",
+                pass_fds=tuple(descriptors.values()),
+                sandboxed=self.plan.sandbox is not None,
+                die_with_owner=die_with_owner,
+                record=record,
+            )
         self._close_listeners()
 
     def _full_argv(self, descriptors: dict[str, int]) -> tuple[str, ...]:
@@ -275,3 +279,20 @@ class Vmm:
         for listener in self._listeners.values():
             listener.close()
         self._listeners.clear()
+
+
+@contextlib.contextmanager
+def open_console_log(path: Path) -> Iterator[int]:
+    """The descriptor of a console's log for a VMM to inherit. Raises ``HypervisorError``.
+
+    Appending is what lets another process empty the file: the next write goes to its new end.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o600)
+    except OSError as error:
+        raise HypervisorError(f"cannot open the console's log {path}: {error.strerror}") from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

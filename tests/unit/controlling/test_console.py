@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from duovisor.controlling.console import SCROLLBACK_BYTES, Console
-from duovisor.controlling.console_log import FILE_BYTES, read_console_log
+from duovisor.controlling.console_log import FILE_BYTES, older, read_console_log
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from typing import BinaryIO
+
+SAID_AT_ONCE = 4096
 
 
 @pytest.fixture
@@ -24,31 +27,37 @@ def folder() -> Iterator[Path]:
 
 
 class Guest:
-    """The VMM's end of the console."""
+    """The VMM's end of the console, which also keeps the log."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, log: BinaryIO) -> None:
         self.reader = reader
         self.writer = writer
+        self._log = log
 
     async def say(self, data: bytes) -> None:
-        self.writer.write(data)
-        await self.writer.drain()
+        for start in range(0, len(data), SAID_AT_ONCE):
+            part = data[start : start + SAID_AT_ONCE]
+            self._log.write(part)
+            self.writer.write(part)
+            await self.writer.drain()
 
 
 @asynccontextmanager
-async def connected(folder: Path) -> AsyncIterator[tuple[Console, Guest]]:
+async def connected(folder: Path, *, resume: bool = False) -> AsyncIterator[tuple[Console, Guest]]:
     arrived: asyncio.Future[Guest] = asyncio.get_running_loop().create_future()
     path = folder / "console.sock"
-    server = await asyncio.start_unix_server(lambda r, w: arrived.set_result(Guest(r, w)), path)
-    console = await Console.connect(path, folder / "console.log")
-    guest = await arrived
-    try:
-        yield console, guest
-    finally:
-        await console.close()
-        guest.writer.close()
-        server.close()
-        await server.wait_closed()
+    with (folder / "console.log").open("ab", buffering=0) as log:
+        server = await asyncio.start_unix_server(lambda r, w: arrived.set_result(Guest(r, w, log)), path)
+        console = await Console.connect(path, folder / "console.log", resume=resume)
+        guest = await arrived
+        try:
+            yield console, guest
+        finally:
+            await console.close()
+            guest.writer.close()
+            server.close()
+            await server.wait_closed()
+            path.unlink()
 
 
 class Viewer:
@@ -109,7 +118,9 @@ async def test_much_output_nobody_looks_at(folder: Path) -> None:
             await guest.say(text)
         await done.wait_for(len(text))
         assert bytes(console.scrollback) == text[-SCROLLBACK_BYTES:]
-        assert read_console_log(folder / "console.log", FILE_BYTES) == text[-FILE_BYTES:]
+        log = folder / "console.log"
+        assert read_console_log(log, FILE_BYTES) == text[-FILE_BYTES:]
+        assert log.stat().st_size < FILE_BYTES + (1 << 19)  # a socket's buffers hold what is not counted yet
         late = Viewer()
         console.attach(late.show)
         assert bytes(late.seen) == text[-SCROLLBACK_BYTES:]
@@ -125,11 +136,24 @@ async def test_the_guest_s_end_is_no_error(folder: Path) -> None:
         console.write(b"anybody?")
 
 
-async def test_the_log_is_appended_to(folder: Path) -> None:
+async def test_a_successor_shows_what_nobody_was_there_to_read(folder: Path) -> None:
     (folder / "console.log").write_bytes(b"before ")
-    async with connected(folder) as (console, guest):
-        viewer = Viewer()
-        console.attach(viewer.show)
+    for resume, text in ((False, b"after"), (True, b"before afterafter")):
+        async with connected(folder, resume=resume) as (console, guest):
+            viewer = Viewer()
+            console.attach(viewer.show)
+            await guest.say(b"after")
+            assert await viewer.wait_for(len(text)) == text
+    assert (folder / "console.log").read_bytes() == b"before afterafter"
+
+
+async def test_a_successor_bounds_what_has_grown_meanwhile(folder: Path) -> None:
+    log = folder / "console.log"
+    text = b"".join(b"%08d\n" % number for number in range(400_000))
+    log.write_bytes(text)
+    async with connected(folder, resume=True) as (console, guest):
+        assert bytes(console.scrollback) == text[-SCROLLBACK_BYTES:]
+        assert (log.stat().st_size, older(log).stat().st_size) == (0, FILE_BYTES)
         await guest.say(b"after")
-        await viewer.wait_for(5)
-    assert (folder / "console.log").read_bytes() == b"before after"
+        assert log.read_bytes() == b"after"
+        assert read_console_log(log, FILE_BYTES) == (text + b"after")[-FILE_BYTES:]

@@ -1,7 +1,7 @@
 """A VMM that speaks QMP and runs no guest: a real process, started through a real plan's command line.
 
-It serves on the listening socket it inherits for ``-chardev socket,id=qmp,fd=N,…``. Its first argument says
-how it behaves:
+It serves on the listening socket it inherits for ``-chardev socket,id=qmp,fd=N,…``, and prints ``PRINTED``
+into the console's log whenever it is told to run. Its first argument says how it behaves:
 
 ==================  ======================================================================================
 ``works``           answers as QEMU does; the power button ends it
@@ -19,6 +19,7 @@ how it behaves:
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import sys
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+PRINTED = b"the guest runs\r\n"
 WORDS = "first words\nqemu: could not open the moon\n"
 GREETING = {
     "QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": ""}, "capabilities": []}
@@ -58,6 +60,13 @@ def find_listener(argv: list[str]) -> socket.socket:
     match = re.search(r"socket,id=qmp,fd=(\d+),server=on", " ".join(argv))
     assert match is not None, argv
     return socket.socket(fileno=int(match[1]))
+
+
+def log_console(argv: list[str], data: bytes) -> None:
+    """Write into the console's log, as QEMU does whether or not somebody listens."""
+    match = re.search(r"-add-fd fd=(\d+),set=1 .*logfile=/dev/fdset/1,logappend=on", " ".join(argv))
+    assert match is not None, argv
+    os.write(int(match[1]), data)
 
 
 class Monitor:
@@ -100,6 +109,8 @@ class Monitor:
             return
         self._status = {"cont": "running", "stop": "paused"}.get(command, self._status)
         self.say({"return": self._return(command), **echo_id(request)})
+        if command == "cont":
+            log_console(sys.argv, PRINTED)
         for event in EVENTS.get(command, ()):
             if event == "SHUTDOWN" and self._behaviour == "ignores" and command != "quit":
                 return

@@ -77,7 +77,7 @@ async def started(folder: Path, behaviour: str) -> AsyncIterator[Vmm]:
     machine = build_vmm(folder, behaviour)
     try:
         machine.prepare()
-        machine.launch(die_with_owner=False)
+        machine.launch(folder / "console.log", die_with_owner=False)
         yield machine
     finally:
         await machine.clean_up()
@@ -230,7 +230,29 @@ async def test_a_program_that_does_not_exist(folder: Path) -> None:
     (folder / "fake-qemu").unlink()
     machine.prepare()
     with pytest.raises(ProgramNotFoundError, match=r"cannot start .*/fake-qemu: No such file or directory"):
-        machine.launch(die_with_owner=False)
+        machine.launch(folder / "console.log", die_with_owner=False)
+    await machine.clean_up()
+
+
+async def test_the_vmm_appends_to_the_console_log(folder: Path) -> None:
+    """Even after the file was emptied by another process: it goes on at its beginning."""
+    log = folder / "console.log"
+    async with running(folder) as machine:
+        assert stat.S_IMODE(log.stat().st_mode) == 0o600
+        assert log.read_bytes() == fake_vmm.PRINTED
+        os.truncate(log, 0)
+        await machine.pause()
+        await machine.resume()
+        assert log.read_bytes() == fake_vmm.PRINTED
+    async with running(folder):
+        assert log.read_bytes() == 2 * fake_vmm.PRINTED
+
+
+async def test_a_console_log_that_cannot_be_opened(folder: Path) -> None:
+    machine = build_vmm(folder, "works")
+    machine.prepare()
+    with pytest.raises(HypervisorError, match=r"cannot open the console's log .*/none/log: No such file"):
+        machine.launch(folder / "none" / "log", die_with_owner=False)
     await machine.clean_up()
 
 

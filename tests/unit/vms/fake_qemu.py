@@ -1,7 +1,8 @@
 """A QEMU for the manager's tests: a real process that speaks QMP to client after client, and has no guest.
 
-It keeps its state between connections, greets whoever is on the console, and ends on the power button, unless
-there is a file ``ignores-power`` beside the program; with ``ends-at-once`` it ends before it answers.
+It keeps its state between connections, greets whoever is on the console, prints there when it is reset, and
+ends on the power button, unless there is a file ``ignores-power`` beside the program; with ``ends-at-once``
+it ends before it answers. All that it prints is in the console's log, whether or not somebody listens.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ GREETING = {
     "QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": ""}, "capabilities": []}
 }
 BANNER = b"fake guest: login: "
+RESET_MESSAGE = b"fake guest: reset\r\n"
 IGNORES_POWER = "ignores-power"
 ENDS_AT_ONCE = "ends-at-once"
 
@@ -39,6 +41,13 @@ def find_listener(name: str) -> socket.socket:
     return socket.socket(fileno=int(match[1]))
 
 
+def find_console_log() -> int:
+    """The descriptor that the command line names for the console's log."""
+    match = re.search(r"-add-fd fd=(\d+),set=1 .*logfile=/dev/fdset/1,logappend=on", " ".join(sys.argv))
+    assert match is not None, sys.argv
+    return int(match[1])
+
+
 class FakeQemu:
     """The VMM: one monitor, one console, no guest."""
 
@@ -46,6 +55,8 @@ class FakeQemu:
         self.status = "prelaunch"
         self.selector = selectors.DefaultSelector()
         self.monitor: socket.socket | None = None
+        self.console: socket.socket | None = None
+        self.console_log = find_console_log()
         self.text = ""
         for name in ("qmp", "console"):
             self.selector.register(find_listener(name), selectors.EVENT_READ, name)
@@ -60,9 +71,9 @@ class FakeQemu:
                         self.selector.register(self.monitor, selectors.EVENT_READ, "request")
                         self.say(GREETING)
                     case "console":
-                        console = key.fileobj.accept()[0]
-                        self.selector.register(console, selectors.EVENT_READ, "typed")
-                        send(console, BANNER)
+                        self.console = key.fileobj.accept()[0]
+                        self.selector.register(self.console, selectors.EVENT_READ, "typed")
+                        self.print(BANNER)
                     case "request":
                         self.read(key.fileobj)
                     case _:
@@ -71,9 +82,16 @@ class FakeQemu:
     def echo(self, console: socket.socket) -> None:
         data = receive(console)
         if data:
-            send(console, data)
+            self.print(data)
         else:
             self.selector.unregister(console)
+            if console is self.console:
+                self.console = None
+
+    def print(self, data: bytes) -> None:
+        os.write(self.console_log, data)
+        if self.console is not None:
+            send(self.console, data)
 
     def say(self, message: dict[str, Any]) -> None:
         if self.monitor is not None:
@@ -113,6 +131,7 @@ class FakeQemu:
             case "system_reset":
                 if self.status == "paused":
                     self.status = "prelaunch"  # as QEMU's main loop does, softmmu/runstate.c
+                self.print(RESET_MESSAGE)
                 self.tell("RESET")
             case "system_powerdown" if not (Path(os.environ["FAKE_FOLDER"]) / IGNORES_POWER).exists():
                 self.tell("SHUTDOWN", guest=True, reason="guest-shutdown")

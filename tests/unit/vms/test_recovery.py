@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.unit.vms.fake_host import build_vm, find_files, find_processes, kill_and_wait
+from tests.unit.vms.fake_qemu import BANNER, RESET_MESSAGE
 
 from duovisor.controlling.description import FILE
 from duovisor.controlling.errors import NameInUseError
@@ -17,6 +18,8 @@ from duovisor.controlling.vms import manager as manager_module
 from duovisor.controlling.vms.documents import VMS
 from duovisor.controlling.vms.records import Autostart
 from duovisor.hypervisor.lifecycle import State
+from duovisor.hypervisor.qemu.console import QMP_SOCKET
+from duovisor.hypervisor.qmp import Qmp
 
 if TYPE_CHECKING:
     from tests.unit.vms.conftest import Host
@@ -67,6 +70,19 @@ async def test_a_vm_that_was_reset_while_paused_is_adopted(host: Host) -> None:
         assert (status.pid, status.state) == (pid, State.PAUSED)
         await manager.resume("vm")
         assert await states(manager) == {"vm": State.RUNNING}
+
+
+async def test_what_is_printed_without_a_manager_is_kept_and_shown(host: Host) -> None:
+    await start_vm(host)
+    monitor = Qmp("vm")
+    await monitor.connect(host.directories.vms / "vm" / f"{QMP_SOCKET}.sock")
+    await monitor.system_reset()
+    await monitor.disconnect()
+    async with host.managed() as manager:
+        seen = bytearray()
+        manager.console("vm").attach(seen.extend)
+        assert seen.startswith(BANNER + RESET_MESSAGE)
+        assert (await manager.read_console_log("vm", 1000)).startswith(BANNER + RESET_MESSAGE)
 
 
 async def test_an_adopted_vmm_that_is_killed_has_crashed(host: Host) -> None:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 QMP_SOCKET = "qmp"
 CONSOLE_SOCKET = "console"
+CONSOLE_LOG = "console-log"
+CONSOLE_LOG_SET = 1
 
 
 def build_monitor() -> list[str]:
@@ -19,8 +21,17 @@ def build_monitor() -> list[str]:
 
 
 def build_console() -> list[str]:
-    """The guest's first serial port (16550A, ttyS0)."""
-    return ["-chardev", _socket(CONSOLE_SOCKET), "-serial", f"chardev:{CONSOLE_SOCKET}"]
+    """The guest's first serial port (16550A, ttyS0); QEMU itself logs what it prints, whoever listens.
+
+    The log is a descriptor that QEMU inherits, so that a sandbox needs no path to it; QEMU takes from a set
+    only one that is open as it would open the file itself, here for writing only (monitor/fds.c).
+    """
+    log = f"logfile=/dev/fdset/{CONSOLE_LOG_SET},logappend=on"
+    return [
+        "-add-fd", f"fd=@{CONSOLE_LOG}@,set={CONSOLE_LOG_SET}",
+        "-chardev", f"{_socket(CONSOLE_SOCKET)},{log}",
+        "-serial", f"chardev:{CONSOLE_SOCKET}",
+    ]  # fmt: skip
 
 
 def build_ports(spec: VirtualMachineSpec) -> list[str]:
