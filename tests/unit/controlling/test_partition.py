@@ -18,6 +18,7 @@ from duovisor.controlling.disk_files import OpenDisk
 from duovisor.controlling.errors import HostLacksError, PartitionError
 from duovisor.controlling.network_helper import build_passt_argv, start_network_helper
 from duovisor.controlling.partition import (
+    POLL_US,
     PartitionEnvironment,
     build_partition_sandbox,
     build_storage_argv,
@@ -44,7 +45,8 @@ def build_environment(folder: Path) -> PartitionEnvironment:
 def test_storage_driver_command_line() -> None:
     plain = build_storage_argv(DiskSpec(path="/a"), 5, 6)
     assert plain[0] == str(interpreter())
-    assert plain[-8:] == ("--channel-fd", "5", "--image-fd", "6", "--queues", "1", "--queue-size", "256")
+    assert plain[-10:-4] == ("--channel-fd", "5", "--image-fd", "6", "--poll-us", str(POLL_US))
+    assert plain[-4:] == ("--queues", "1", "--queue-size", "256")
     full = DiskSpec.model_validate(
         {"path": "/a", "read_only": True, "cache": "none", "serial": "s", "queues": 4, "queue_size": 64}
     )
