@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 PROC = Path("/proc")
 FULL_CAPABILITIES = 30  # a process with more than this many is root in all but name
 SECCOMP_FILTER = "2"  # proc(5), Seccomp field
-LAYERS = ("hardware", "hypervisor", "controlling")
 
 
 @dataclass(frozen=True)

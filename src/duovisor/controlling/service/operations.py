@@ -32,6 +32,7 @@ from duovisor.controlling.service.errors import (
 from duovisor.controlling.service.events import Outcome
 from duovisor.controlling.service.tokens import utc_now
 from duovisor.controlling.store.documents import DocumentKind
+from duovisor.controlling.store.walking import walk
 from duovisor.controlling.vms.errors import BusyError
 from duovisor.controlling.vms.records import Progress
 from duovisor.errors import DuovisorError
@@ -111,15 +112,9 @@ class Operations:
 
     async def open(self) -> int:
         """Read the history; what was under way is interrupted now. Returns how many those were."""
-        after: str | None = None
-        while True:
-            page = await self._store.range(PREFIX, after=after)
-            for entry in page.entries:
-                operation = OPERATION.decode(entry.value, key=entry.key)
-                self._all[operation.id] = operation
-            if not page.more:
-                break
-            after = page.entries[-1].key
+        async for entry in walk(self._store, PREFIX):
+            operation = OPERATION.decode(entry.value, key=entry.key)
+            self._all[operation.id] = operation
         interrupted = [operation for operation in self._all.values() if operation.state in UNDER_WAY]
         for operation in interrupted:
             await self._finish(operation.id, _interrupted())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from duovisor.controlling.store.walking import walk
 from duovisor.controlling.vms.documents import RUN_KIND, RUNS, RunDocument
 
 if TYPE_CHECKING:
@@ -21,15 +22,9 @@ class Runs:
 
     async def load(self) -> None:
         """Read what was stored. Raises ``DocumentError`` for what cannot be read."""
-        after: str | None = None
-        while True:
-            page = await self._store.range(RUNS, after=after)
-            for entry in page.entries:
-                run = RUN_KIND.decode(entry.value, key=entry.key)
-                self._runs[run.uuid] = run
-            if not page.more:
-                return
-            after = page.entries[-1].key
+        async for entry in walk(self._store, RUNS):
+            run = RUN_KIND.decode(entry.value, key=entry.key)
+            self._runs[run.uuid] = run
 
     def __iter__(self) -> Iterator[RunDocument]:
         return iter(tuple(self._runs.values()))
