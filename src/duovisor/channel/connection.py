@@ -83,6 +83,11 @@ class Connection:
     def fileno(self) -> int:
         return self.socket.fileno()
 
+    @property
+    def incomplete(self) -> bool:
+        """Whether part of a message was read, so that nobody else can read the rest."""
+        return bool(self._buffer) or self._header is not None
+
     def close(self) -> None:
         self._close_descriptors()
         self.socket.close()
