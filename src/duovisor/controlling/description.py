@@ -34,8 +34,18 @@ class Phase(StrEnum):
     RUNNING = "running"
 
 
+class Duty(StrEnum):
+    """What a driver partition was told to do for its device."""
+
+    NONE = ""
+    ACTIVE = "active"
+    SPARE = "spare"
+
+
 class ProcessDescription(BaseModel):
     """One process of a VM; ``pid`` is the program's own, ``device`` what it serves.
+
+    A driver partition has a ``duty``, and listens to orders on the socket ``control`` in the run folder.
 
     ``watched_pid`` is the process that was started, in a sandbox bubblewrap's; with ``start_ticks`` it is
     told from a later process of the same number.
@@ -51,6 +61,8 @@ class ProcessDescription(BaseModel):
     sandboxed: bool
     argv: tuple[str, ...]
     log: str
+    duty: Duty = Duty.NONE
+    control: str = ""
 
     @property
     def is_vmm(self) -> bool:

@@ -59,6 +59,13 @@ class CacheMode(StrEnum):
     NONE = "none"
 
 
+class DriverFailure(StrEnum):
+    """What becomes of a device whose drivers keep dying: the VM is paused, or the guest told of errors."""
+
+    PAUSE = "pause"
+    REPORT = "report"
+
+
 def check_name(name: str) -> str:
     """Return a virtual machine's name, or raise ``ValueError`` with what is wrong with it."""
     if not name:
@@ -141,7 +148,11 @@ class KernelSpec(SpecModel):
 
 
 class DiskSpec(SpecModel):
-    """A disk: one image file or block device, seen by the guest as a virtio block device."""
+    """A disk: one image file or block device, seen by the guest as a virtio block device.
+
+    Microkernelized design: ``on_driver_failure`` is what happens when its drivers keep dying; one that
+    completes no request of a waiting guest for ``driver_hang_s`` seconds is replaced (0: never).
+    """
 
     path: Text = Field(min_length=1)
     format: DiskFormat = DiskFormat.RAW
@@ -152,6 +163,8 @@ class DiskSpec(SpecModel):
     queue_size: Annotated[int, AfterValidator(_check_power_of_two)] = Field(
         default=256, ge=16, le=QUEUE_SIZE_MAX
     )
+    on_driver_failure: DriverFailure = DriverFailure.PAUSE
+    driver_hang_s: float = Field(default=30.0, ge=0, le=86400, allow_inf_nan=False)
 
 
 class PortForward(SpecModel):
