@@ -34,6 +34,8 @@ REGION_ALIGNMENT = 64
 # Indexes into the casts of a region.
 VERSION_HALF, DESC_NUM_HALF, LAST_BATCH_HEAD_HALF, USED_INDEX_HALF = 4, 5, 6, 7
 
+COUNTER_LIMIT = 1 << 63  # no queue lives so long; above it the counter would soon have more than 64 bits
+
 # A guest may make a queue larger than the front end announced (QEMU 10: 1024 entries where it asked for a log
 # of 256). The buffers that we make have room for QEMU's largest queue, VIRTQUEUE_MAX_SIZE.
 CAPACITY_MIN = 1024
@@ -98,8 +100,11 @@ class QueueInflight:
         return heads
 
     def next_counter(self, heads: list[int]) -> int:
-        """A value above the counter of every head in flight."""
-        return max((self.counters[3 + 2 * head] for head in heads), default=0) + 1
+        """A value above the counter of every head in flight; raises ``ProtocolError`` near the end of them."""
+        last = max((self.counters[3 + 2 * head] for head in heads), default=0)
+        if last >= COUNTER_LIMIT:
+            raise ProtocolError(f"the in-flight log has fetched {last} requests, more than there can be")
+        return last + 1
 
     def _finish_last_batch(self, used_index: int) -> None:
         """The guest has seen the last batch, but the process died before it could clear the batch's marks."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from duovisor.channel.connection import request_name
 from duovisor.channel.dirty_log import map_dirty_log
 from duovisor.channel.errors import ChannelError, ProtocolError
 from duovisor.channel.features import (
@@ -101,6 +102,8 @@ class Session:
             if message.needs_reply:
                 self.connection.acknowledge(message, success=False)
             raise
+        except OSError as error:  # this process has no descriptors or memory left
+            raise ProtocolError(f"{request_name(message.request)} failed: {error.strerror}") from error
         finally:
             message.close()
         if payload is not None:
