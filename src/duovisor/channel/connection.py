@@ -10,6 +10,7 @@ import array
 import os
 import select
 import socket
+import time
 
 from duovisor.channel.errors import PeerClosedError, ProtocolError
 from duovisor.channel.messages import (
@@ -88,6 +89,13 @@ class Connection:
         """Whether part of a message was read, so that nobody else can read the rest."""
         return bool(self._buffer) or self._header is not None
 
+    def shut_down(self) -> None:
+        """End the connection for every process that holds it; ``close`` lets go of it for this one only."""
+        try:
+            self.socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # the peer was faster
+
     def close(self) -> None:
         self._close_descriptors()
         self.socket.close()
@@ -121,8 +129,9 @@ class Connection:
         """The next message within ``timeout_s`` seconds; raises what ``receive`` raises."""
         poller = select.poll()
         poller.register(self.socket, select.POLLIN)
+        deadline = time.monotonic() + timeout_s  # of the whole message: a peer may send it byte by byte
         while (message := self.receive()) is None:
-            if not poller.poll(timeout_s * 1000):
+            if not poller.poll(max(deadline - time.monotonic(), 0) * 1000):
                 raise ProtocolError(f"the peer did not answer within {timeout_s:g} s")
         return message
 
@@ -140,6 +149,8 @@ class Connection:
             sent = 0
         except (BrokenPipeError, ConnectionResetError) as error:
             raise PeerClosedError("the peer closed the connection") from error
+        except OSError as error:  # such as ETOOMANYREFS: it leaves our descriptors unread in its socket
+            raise ProtocolError(f"the peer cannot be answered: {error.strerror}") from error
         if sent != len(data):
             raise ProtocolError("the peer does not read its messages")
 
@@ -162,9 +173,13 @@ class Connection:
                 return False
             except ConnectionResetError:
                 data, ancillary, flags = b"", [], 0
+            except OSError as error:
+                raise ProtocolError(f"the connection failed: {error.strerror}") from error
             self._collect(ancillary)
-            if flags & socket.MSG_CTRUNC or len(self._descriptors) > MAX_DESCRIPTORS:
+            if len(self._descriptors) > MAX_DESCRIPTORS:
                 raise ProtocolError(f"a message came with more than {MAX_DESCRIPTORS} descriptors")
+            if flags & socket.MSG_CTRUNC:  # too many for the buffer, or for this process
+                raise ProtocolError("not all descriptors of a message could be received")
             if not data:
                 if self._buffer or self._header is not None:
                     raise ProtocolError("the peer closed the connection in the middle of a message")

@@ -3,23 +3,30 @@
 The log is shared with the front end, which clears words while we set bits, and with the other back ends of
 the same VM: a bit must be set atomically or a neighbour's is lost. Python has no atomic OR, but the kernel
 has one for user memory: ``futex(FUTEX_WAKE_OP)`` performs ``word |= 1 << n`` atomically before it wakes
-nobody. A bit that is set already costs no system call, so a page costs one call per round of the migration.
+nobody. All 32 bits of a word can be set in one call, and bits that are set already cost none: a range costs,
+per round of the migration, a call for each 32 pages and for each page at its ends.
 ``ctypes`` is imported only when a migration begins.
 """
 
 from __future__ import annotations
 
-import mmap
-import os
-
 from duovisor.channel.errors import ProtocolError
 from duovisor.channel.fence import make_memory_fence
+from duovisor.channel.memory import map_file
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import mmap
 
 PAGE_BYTES = 4096
 _PAGE_SHIFT = 12
+_WORD_PAGES = 32
+_ALL_BITS = 0xFFFFFFFF
 _SYS_FUTEX = 202  # x86-64
 _FUTEX_WAKE_OP = 5
-_OP_OR_SHIFTED_COMPARE_EQUAL = (8 | 2) << 28  # FUTEX_OP_OPARG_SHIFT | FUTEX_OP_OR; compare with 0
+_OP_OR = 2 << 28  # FUTEX_OP_OR, whose 12-bit operand is extended by its sign; compare with 0
+_OP_OR_SHIFTED = (8 | 2) << 28  # FUTEX_OP_OPARG_SHIFT: the operand is the number of a bit
+_MINUS_ONE = 0xFFF
 
 
 class DirtyLog:
@@ -53,14 +60,24 @@ class DirtyLog:
             raise ProtocolError(f"the dirty log ends before guest address {address + length:#x}")
         # The bytes must be visible before we look at a bit that the front end may be clearing.
         self._fence()
-        for page in range(address >> _PAGE_SHIFT, ((address + length - 1) >> _PAGE_SHIFT) + 1):
-            if not self._words[page >> 5] >> (page & 31) & 1:
-                self._set_bit(page >> 5, page & 31)
+        words = self._words
+        first, last = address >> _PAGE_SHIFT, (address + length - 1) >> _PAGE_SHIFT
+        for word in range(first // _WORD_PAGES, last // _WORD_PAGES + 1):
+            start = word * _WORD_PAGES
+            low, high = max(first - start, 0), min(last - start, _WORD_PAGES - 1)
+            missing = (_ALL_BITS >> (_WORD_PAGES - 1 - high)) & (_ALL_BITS << low) & ~words[word]
+            if missing == _ALL_BITS:
+                self._change(word, _OP_OR, _MINUS_ONE)
+                continue
+            while missing:
+                bit = missing.bit_length() - 1
+                self._change(word, _OP_OR_SHIFTED, bit)
+                missing ^= 1 << bit
 
-    def _set_bit(self, word: int, bit: int) -> None:
-        operation = self._as_int(_OP_OR_SHIFTED_COMPARE_EQUAL - (1 << 32) | bit << 12)
+    def _change(self, word: int, operation: int, operand: int) -> None:
+        encoded = self._as_int(operation | operand << 12)
         address = self._address + word * 4
-        if self._syscall(_SYS_FUTEX, address, _FUTEX_WAKE_OP, 0, None, address, operation) < 0:
+        if self._syscall(_SYS_FUTEX, address, _FUTEX_WAKE_OP, 0, None, address, encoded) < 0:
             raise ProtocolError("the dirty log's memory does not allow atomic operations")
 
 
@@ -71,10 +88,4 @@ def map_dirty_log(descriptor: int, size: int, offset: int) -> DirtyLog:
     """
     if not size or size % 8 or offset % 8:
         raise ProtocolError(f"a dirty log of {size} bytes at {offset} is not made of 64-bit words")
-    try:
-        if offset + size > os.fstat(descriptor).st_size:
-            raise ProtocolError(f"the dirty log ends at {offset + size}, behind the end of its file")
-        mapping = mmap.mmap(descriptor, offset + size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-    except (OSError, ValueError, OverflowError) as error:
-        raise ProtocolError(f"the dirty log cannot be mapped: {error}") from error
-    return DirtyLog(mapping, offset, size)
+    return DirtyLog(map_file(descriptor, offset, size, "the dirty log"), offset, size)

@@ -5,14 +5,17 @@ addresses of the front end, which describe where the rings lie. Nothing here tru
 handed out as a slice of the mapping it was checked against, and Python checks a slice's bounds again at
 every access.
 
-One limit: a front end that truncates the file below a mapping ends this process with SIGBUS at the next
-access. It harms the one device whose memory it is.
+One limit: a file that shrinks below a mapping ends this process with SIGBUS at the next access. A memory file
+that can be sealed against that is sealed here; for one that cannot, such as a file with a name on a tmpfs, the
+harm stays with the one device whose memory it is.
 """
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
+import stat
 from itertools import pairwise
 
 from duovisor.channel.errors import GuestMemoryError, ProtocolError
@@ -38,10 +41,37 @@ class MemoryRegion:
         self.view = view
 
 
+def map_file(descriptor: int, offset: int, size: int, what: str) -> mmap.mmap:
+    """Map a peer's file from its beginning to ``offset + size`` bytes; the caller keeps the descriptor.
+
+    The beginning, because an offset inside it need not be a multiple of a huge page's size. Raises
+    ``ProtocolError``, with ``what`` as its subject, when the descriptor is no file that can be shared and
+    written, or the file ends earlier.
+    """
+    try:
+        # A descriptor that only names a file (O_PATH) has no seals to ask for: it fails in mmap.
+        _seal_against_shrinking(descriptor)
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ProtocolError(f"{what} is not in a file that can be shared")
+        if offset + size > status.st_size:
+            raise ProtocolError(f"{what} ends at {offset + size:#x}, its file at {status.st_size:#x}")
+        return mmap.mmap(descriptor, offset + size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+    except (OSError, ValueError, OverflowError) as error:
+        raise ProtocolError(f"{what} cannot be mapped: {error}") from error
+
+
+def _seal_against_shrinking(descriptor: int) -> None:
+    """Before its size is looked at, so that what is mapped afterwards stays; not every file allows it."""
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    except OSError:
+        pass  # no memory file, or its maker has settled for which seals it has
+
+
 def map_region(description: RegionDescription, descriptor: int) -> MemoryRegion:
     """Map a region; the caller keeps the descriptor and closes it.
 
-    The file is mapped from its beginning: an offset inside it need not be a multiple of a huge page's size.
     Raises ``ProtocolError`` when the region is empty, wraps around, or lies beyond the end of its file.
     """
     size, offset = description.size, description.mmap_offset
@@ -50,16 +80,8 @@ def map_region(description: RegionDescription, descriptor: int) -> MemoryRegion:
         raise ProtocolError(f"{what} is empty")
     if max(description.guest_address, description.user_address) + size > ADDRESS_LIMIT:
         raise ProtocolError(f"{what} with {size:#x} bytes passes the end of the address space")
-    try:
-        length = os.fstat(descriptor).st_size
-        if offset + size > length:
-            raise ProtocolError(f"{what} ends at {offset + size:#x}, its file at {length:#x}")
-        mapping = mmap.mmap(descriptor, offset + size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-    except (OSError, ValueError, OverflowError) as error:
-        raise ProtocolError(f"{what} cannot be mapped: {error}") from error
-    return MemoryRegion(
-        description.guest_address, description.user_address, memoryview(mapping)[offset : offset + size]
-    )
+    view = memoryview(map_file(descriptor, offset, size, what))
+    return MemoryRegion(description.guest_address, description.user_address, view[offset : offset + size])
 
 
 class GuestMemory:
