@@ -5,8 +5,8 @@ addresses of the front end, which describe where the rings lie. Nothing here tru
 handed out as a slice of the mapping it was checked against, and Python checks a slice's bounds again at
 every access.
 
-One limit: a file that shrinks below a mapping ends this process with SIGBUS at the next access. A memory file
-that can be sealed against that is sealed here; for one that cannot, such as a file with a name on a tmpfs, the
+One limit: a file that shrinks below a mapping ends this process with SIGBUS at the next access. A memory
+file that can be sealed against that is sealed here; for one that cannot, such as a named file on a tmpfs, the
 harm stays with the one device whose memory it is.
 """
 

@@ -104,7 +104,7 @@ def test_what_cannot_be_mapped_ends_the_connection(
 def test_no_kind_of_event_descriptor_hangs_or_crashes(
     peer: HostilePeer, request_number: Request, kind: str
 ) -> None:
-    """Some can be waited for and some cannot; a queue that is told of by such a one is the front end's loss."""
+    """Some can be waited for, some not; what a queue with such a one loses is the front end's own."""
     peer.set_up()
     assert peer.echo(b"before") == b"erofeb"
     peer.send(request_number, m.build_u64(0), NO_MEMORY[kind]())
