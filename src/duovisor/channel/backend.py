@@ -3,29 +3,46 @@
 It waits for the connection, the queues' kicks, the device's completions and the order to stop. Kick
 descriptors are watched edge-triggered and never read: one system call less per kick, and a descriptor of
 any kind is harmless.
+
+Its successors get a snapshot of the session after each message that changed it, before the answer goes out;
+``page`` tells them whether the last one is the whole truth.
 """
 
 from __future__ import annotations
 
-import os
-import select
+import socket
 import time
+from enum import StrEnum
 
 from duovisor.channel.connection import Connection
-from duovisor.channel.errors import GuestMemoryError, PeerClosedError, QueueError
+from duovisor.channel.errors import ChannelError, GuestMemoryError, PeerClosedError, QueueError
+from duovisor.channel.event_loop import EventLoop
+from duovisor.channel.page import Page
 from duovisor.channel.session import Session
+from duovisor.channel.succession import Successors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
     from duovisor.channel.device import VirtioDevice
-    from duovisor.channel.rings import Ring
+    from duovisor.channel.ring import Ring
+    from duovisor.channel.snapshot import Snapshot
     from duovisor.channel.virtqueue import Virtqueue
 
 # A guest that never stops submitting must not keep the loop from its other duties.
 ROUNDS_PER_TURN = 16
+
+
+class Ending(StrEnum):
+    """How ``Backend.run`` came to its end."""
+
+    CLOSED = "closed"
+    """The front end closed the connection."""
+    STOPPED = "stopped"
+    """``stop`` was called."""
+    HANDED_OVER = "handed-over"
+    """A successor goes on."""
 
 
 def _ignore(_: str) -> None:
@@ -36,7 +53,8 @@ class Backend:
     """Serves one device on one connected vhost-user socket, which it closes at the end.
 
     ``poll_us`` bounds how long it watches a queue after its last chain, to spare the guest a kick and
-    itself a system call; 0 never does. ``report`` is told in one line of each queue that a guest broke.
+    itself a system call; 0 never does. ``report`` is told in one line of each queue that a guest broke and of
+    each successor that is dropped. A ``loop`` that was passed in stays open.
     """
 
     def __init__(
@@ -46,78 +64,220 @@ class Backend:
         *,
         poll_us: int = 0,
         report: Callable[[str], None] = _ignore,
+        page: Page | None = None,
+        loop: EventLoop | None = None,
     ) -> None:
         self.connection = Connection(connected)
-        self.session = Session(self.connection, device, self)
+        self.session = Session(self.connection, device, self, self._tell_successors)
         self.device = device
+        self.inherited = False
+        self.messages = 0
+        self._page = page or Page.private()
+        self._successors = Successors(report)
         self._poll_ns = poll_us * 1000
         self._window_ns = self._poll_ns
         self._idle_since_ns = 0
         self._report = report
         self._ready: list[Ring] = []
-        self._ends = False
-        self._epoll = select.epoll()
-        self._wake_descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._callbacks: dict[int, Callable[[], None]] = {}
-        self._watch(self.connection.fileno(), self._serve_messages, select.EPOLLIN)
-        self._watch(self._wake_descriptor, lambda: None, select.EPOLLIN)
-        if device.completion_descriptor is not None:
-            self._watch(device.completion_descriptor, self._reap, select.EPOLLIN | select.EPOLLET)
+        self._ending: Ending | None = None
+        self._owns_loop = loop is None
+        self._loop = loop or EventLoop()
+        self._watched: set[int] = set()
+
+    @classmethod
+    def resume(
+        cls,
+        snapshot: Snapshot,
+        device: VirtioDevice,
+        *,
+        poll_us: int = 0,
+        report: Callable[[str], None] = _ignore,
+        page: Page | None = None,
+        loop: EventLoop | None = None,
+    ) -> Backend:
+        """A back end that goes on where the maker of a snapshot was; it touches nothing before ``run``.
+
+        All of the snapshot is mapped at once. It belongs to the back end, or is closed, afterwards. Raises
+        ``ChannelError`` when it cannot be or does not fit the device.
+        """
+        try:
+            connected = _take_connection(snapshot)
+        except ChannelError:
+            snapshot.close()
+            raise
+        backend = cls(connected, device, poll_us=poll_us, report=report, page=page, loop=loop)
+        backend.inherited = True
+        try:
+            backend.session.restore(snapshot)
+        except BaseException:
+            snapshot.close()
+            backend.close()
+            raise
+        return backend
 
     def stop(self) -> None:
         """Let ``run`` return after finishing what is in flight; may be called from a signal handler."""
-        self._ends = True
-        os.eventfd_write(self._wake_descriptor, 1)
+        self._ending = self._ending or Ending.STOPPED
+        self._loop.wake()
 
-    def run(self) -> None:
-        """Serve until the front end closes the connection or ``stop`` is called.
+    def run(self) -> Ending:
+        """Serve until the front end closes the connection, ``stop`` is called or a successor took over.
 
         Raises ``ChannelError`` when the front end breaks the protocol.
         """
-        callbacks, poll = self._callbacks, self._epoll.poll
+        turn = self._loop.turn
         try:
-            while not self._ends:
-                for descriptor, _ in poll(0 if self._ready else -1):
-                    callback = callbacks.get(descriptor)
-                    if callback is not None:  # an earlier event of this round may have removed it
-                        callback()
-                self._work_on_ready_rings()
-            self.session.rings.stop_all()
+            self._begin()
+            while self._ending is None:
+                turn(0 if self._ready else None)
+                if self._ending is None:
+                    self._work_on_ready_rings()
+            if self._ending is Ending.STOPPED:
+                self.session.rings.stop_all()
+            return self._ending
         except PeerClosedError:
+            self._page.busy = False  # nobody waits for an answer
             self.device.abandon()
+            return Ending.CLOSED
+        except ChannelError:
+            self._page.busy = True  # a successor could not do better on this connection
+            self.connection.shut_down()
+            self.device.abandon()
+            raise
         except BaseException:
             self.device.abandon()
             raise
         finally:
-            self._close()
+            self.close()
+
+    def close(self) -> None:
+        """Release everything but the device; ``run`` does it at its end."""
+        for descriptor in tuple(self._watched):
+            self.unwatch(descriptor)
+        self._successors.close()
+        self.session.close()
+        self.connection.close()
+        if self._owns_loop:
+            self._loop.close()
+            self._owns_loop = False
+
+    def watch(self, descriptor: int, callback: Callable[[], None]) -> None:
+        """Call back, between two requests, while a descriptor of the caller's is readable."""
+        self._watch(descriptor, callback)
+
+    def unwatch(self, descriptor: int) -> None:
+        """Forget a descriptor, if it was watched; do it before the descriptor is closed."""
+        self._watched.discard(descriptor)
+        self._loop.unwatch(descriptor)
+
+    # Succession
+
+    def add_successor(self, name: str, sock: socket.socket) -> bool:
+        """Send snapshots to a SOCK_SEQPACKET socket, which is ours from now on, beginning at once.
+
+        A successor of the same name is replaced. False when this one cannot be told.
+        """
+        return self._successors.add(name, sock, self._capture())
+
+    def hand_over(self, name: str) -> bool:
+        """Finish what is in flight and let a successor go on; ``run`` returns then.
+
+        False when that is not possible, for there is none or it does not answer: this back end goes on.
+        """
+        if self._ending is not None or self.connection.incomplete:
+            return False
+        if not self._successors.probe(name, self._capture()):
+            return False
+        self.device.drain()
+        if any(self._must_finish(ring) for ring in self.session.rings.all):
+            return False
+        if not self._successors.let_go(name, self._capture()):
+            return False
+        self._ending = Ending.HANDED_OVER
+        return True
+
+    def statistics(self) -> dict[str, object]:
+        """What it did so far, as plain JSON."""
+        return {
+            "queues": [
+                {
+                    "index": ring.queue.index,
+                    "size": ring.size,
+                    "running": ring.queue.running,
+                    "failed": ring.failed,
+                    "in_flight": ring.queue.in_flight,
+                    "completed": ring.queue.progress,
+                }
+                for ring in self.session.rings.all
+            ],
+            "messages": self.messages,
+            "successors": self._successors.names,
+            "inherited": self.inherited,
+        }
+
+    def _must_finish(self, ring: Ring) -> bool:
+        queue = ring.queue
+        return (
+            queue.running
+            and bool(queue.in_flight)
+            and not self.device.holds_buffers(queue.index)
+            and not ring.failed
+        )
+
+    def _capture(self) -> Snapshot:
+        snapshot = self.session.capture()
+        snapshot.serial = self._page.serial
+        return snapshot
+
+    def _tell_successors(self) -> None:
+        self._page.count_change()
+        if self._successors:
+            self._successors.tell(self._capture())
+
+    # Queues
+
+    def _begin(self) -> None:
+        self._watch(self.connection.fileno(), self._serve_messages)
+        if self.device.completion_descriptor is not None:
+            self._watch(self.device.completion_descriptor, self._reap, edge=True)
+        if self.inherited:
+            for ring in self.session.begin():
+                try:
+                    self.session.rings.start_restored(ring)
+                except (QueueError, GuestMemoryError) as error:
+                    self._fail(ring, error)
 
     def queue_started(self, ring: Ring) -> None:
         """Called by the session: wait for kicks, and look at once for what came before."""
         if ring.kick_descriptor is not None:
-            self._watch(ring.kick_descriptor, lambda: self._make_ready(ring), select.EPOLLIN | select.EPOLLET)
+            self._watch(ring.kick_descriptor, lambda: self._make_ready(ring), edge=True)
         self._make_ready(ring)
 
     def queue_stopping(self, ring: Ring) -> None:
         """Called by the session: forget the kick descriptor, finish what is in flight."""
-        descriptor = ring.kick_descriptor
-        if descriptor is not None and self._callbacks.pop(descriptor, None) is not None:
-            self._epoll.unregister(descriptor)
+        if ring.kick_descriptor is not None:
+            self.unwatch(ring.kick_descriptor)
         if ring in self._ready:
             self._ready.remove(ring)
         self.device.drain()
 
-    def _watch(self, descriptor: int, callback: Callable[[], None], events: int) -> None:
-        self._callbacks[descriptor] = callback
-        self._epoll.register(descriptor, events)
+    def _watch(self, descriptor: int, callback: Callable[[], None], *, edge: bool = False) -> None:
+        self._loop.watch(descriptor, callback, edge=edge)
+        self._watched.add(descriptor)
 
     def _make_ready(self, ring: Ring) -> None:
         if ring not in self._ready and not ring.failed:
             self._ready.append(ring)
 
     def _serve_messages(self) -> None:
-        message = self.connection.receive()
+        """Serve one message; until its answer is out, a successor must not go on with the connection."""
+        page, connection = self._page, self.connection
+        page.busy = True
+        message = connection.receive()
         if message is not None:
+            self.messages += 1
             self.session.serve_message(message)
+        page.busy = connection.incomplete
 
     def _reap(self) -> None:
         self.device.reap()
@@ -129,8 +289,16 @@ class Backend:
                 if ring.queue.running and self._work_on(ring):
                     self._ready.append(ring)
             except (QueueError, GuestMemoryError) as error:
-                self.session.rings.fail(ring)
-                self._report(f"{error.message}; the queue rests until the guest resets the device")
+                self._fail(ring, error)
+            completed = ring.queue.progress
+            if completed != ring.counted:
+                self._page.count_completed(completed - ring.counted)
+                ring.counted = completed
+
+    def _fail(self, ring: Ring, error: ChannelError) -> None:
+        self.session.rings.fail(ring)
+        self._tell_successors()
+        self._report(f"{error.message}; the queue rests until the guest resets the device")
 
     def _work_on(self, ring: Ring) -> bool:
         """Handle what is available on a queue; True when there is more, but others must have their turn."""
@@ -166,8 +334,18 @@ class Backend:
         self._window_ns //= 2
         return False
 
-    def _close(self) -> None:
-        self._epoll.close()
-        self.session.close()
-        self.connection.close()
-        os.close(self._wake_descriptor)
+
+def _take_connection(snapshot: Snapshot) -> socket.socket:
+    """The front end's socket; raises ``ChannelError`` when it is none."""
+    descriptor = snapshot.connection
+    if descriptor is None:
+        raise ChannelError("the snapshot was used before")
+    try:
+        connected = socket.socket(fileno=descriptor)
+    except OSError as error:
+        raise ChannelError(f"the connection in a snapshot is no socket: {error.strerror}") from error
+    snapshot.connection = None
+    if (connected.family, connected.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
+        connected.close()
+        raise ChannelError("the connection in a snapshot is no Unix stream socket")
+    return connected

@@ -60,6 +60,11 @@ class VirtioDevice:
         """Do one request at once; return how many bytes were written to its writable part."""
         raise NotImplementedError
 
+    def holds_buffers(self, queue: int) -> bool:
+        """Whether the device may keep what the guest makes available on this queue, as a network card keeps
+        empty buffers: that nothing completes there says nothing about its health."""
+        return False
+
     def reap(self) -> None:
         """Complete and publish what finished elsewhere."""
 

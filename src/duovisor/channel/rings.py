@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import select
 
 from duovisor.channel.errors import ProtocolError
 from duovisor.channel.features import LOG_ALL, PROTOCOL_FEATURES
+from duovisor.channel.inflight import create_inflight, map_inflight
 from duovisor.channel.messages import (
     Request,
     build_vring_state,
@@ -14,6 +14,7 @@ from duovisor.channel.messages import (
     parse_vring_descriptor,
     parse_vring_state,
 )
+from duovisor.channel.ring import Ring, capture_ring, check_event, check_ring, close_descriptor, region_of
 from duovisor.channel.virtqueue import MAX_QUEUE_SIZE, Virtqueue
 
 TYPE_CHECKING = False
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from duovisor.channel.dirty_log import DirtyLog
     from duovisor.channel.inflight import InflightLog, QueueInflight
     from duovisor.channel.memory import GuestMemory
-    from duovisor.channel.messages import VringAddress
+    from duovisor.channel.ring_state import RingState
 
     class QueueEvents(Protocol):
         """Who works on the queues."""
@@ -37,31 +38,6 @@ if TYPE_CHECKING:
             """Finish what is in flight and let go of the kick descriptor, which is closed afterwards."""
 
 
-class Ring:
-    """A queue and what the front end said about it."""
-
-    __slots__ = (
-        "address",
-        "base",
-        "enabled",
-        "error_descriptor",
-        "failed",
-        "kick_descriptor",
-        "queue",
-        "size",
-    )
-
-    def __init__(self, queue: Virtqueue) -> None:
-        self.queue = queue
-        self.address: VringAddress | None = None
-        self.size = 0
-        self.base = 0
-        self.enabled = False
-        self.failed = False
-        self.kick_descriptor: int | None = None
-        self.error_descriptor: int | None = None
-
-
 class Rings:
     """All queues of a device. The session sets ``features`` and ``inflight`` when they are negotiated."""
 
@@ -71,6 +47,7 @@ class Rings:
         self.inflight: InflightLog | None = None
         self._log: DirtyLog | None = None
         self._events = events
+        self.to_start: list[Ring] = []
 
     def handlers(self) -> dict[int, Callable[[Message], bytes | None]]:
         """The requests about queues."""
@@ -145,9 +122,40 @@ class Rings:
             ring.queue.set_log(None, 0)
             if ring.queue.running:
                 ring.queue.stop()
-            for descriptor in (ring.kick_descriptor, ring.queue.call_descriptor, ring.error_descriptor):
-                _close(descriptor)
-            ring.kick_descriptor = ring.queue.call_descriptor = ring.error_descriptor = None
+            ring.close()
+
+    # Succession
+
+    def capture(self) -> list[RingState]:
+        """What is known about each ring."""
+        return [capture_ring(ring) for ring in self.all]
+
+    def restore(self, states: list[RingState], log: DirtyLog | None) -> None:
+        """Take over what ``capture`` returned elsewhere, and its descriptors; start nothing.
+
+        Raises ``ProtocolError``, and takes nothing, for what cannot be.
+        """
+        if len(states) != len(self.all):
+            raise ProtocolError(f"the predecessor has {len(states)} queues, this device {len(self.all)}")
+        own_logs = [check_ring(state) for state in states]
+        self._log = log
+        for ring, state, own_log in zip(self.all, states, own_logs, strict=True):
+            ring.address, ring.size, ring.base = state.address, state.size, state.base
+            ring.enabled, ring.failed = state.enabled, state.failed
+            ring.kick_descriptor, ring.queue.call_descriptor = state.kick, state.call
+            ring.error_descriptor, ring.own_log_descriptor = state.error, state.own_log
+            ring.own_log = own_log
+        self.to_start = [ring for ring, state in zip(self.all, states, strict=True) if state.running]
+
+    def take_restored(self) -> list[Ring]:
+        """The rings that ran at the capture, for ``start_restored``."""
+        rings, self.to_start = self.to_start, []
+        return rings
+
+    def start_restored(self, ring: Ring) -> None:
+        """Start a ring again, and signal the guest: the predecessor may have died just before it could."""
+        self._start(ring, self._find_log(ring) or region_of(ring.own_log))
+        ring.queue.notify()
 
     def _ring(self, index: int) -> Ring:
         if index >= len(self.all):
@@ -184,7 +192,7 @@ class Rings:
         ring = self._ring(index)
         self.stop(ring)
         for descriptor in (ring.kick_descriptor, ring.queue.call_descriptor):
-            _close(descriptor)
+            close_descriptor(descriptor)
         ring.kick_descriptor = ring.queue.call_descriptor = None
         return build_vring_state(index, ring.base)
 
@@ -194,9 +202,7 @@ class Rings:
         message.expect_descriptors(1 if present else 0)
         if not present:
             return ring, None
-        if not _is_pollable(message.descriptors[0]):
-            raise ProtocolError(f"the descriptor for queue {index} is not an event descriptor")
-        os.set_blocking(message.descriptors[0], False)  # a peer must not be able to make us wait
+        check_event(message.descriptors[0], index)
         return ring, message.take_descriptor()
 
     def _set_kick(self, message: Message) -> None:
@@ -204,20 +210,20 @@ class Rings:
         if descriptor is None:
             raise ProtocolError("the front end wants its queues polled; only kick descriptors are supported")
         self.stop(ring)
-        _close(ring.kick_descriptor)
+        close_descriptor(ring.kick_descriptor)
         ring.kick_descriptor = descriptor
         self._start_when_ready(ring)
 
     def _set_call(self, message: Message) -> None:
         ring, descriptor = self._take_descriptor(message)
-        _close(ring.queue.call_descriptor)
+        close_descriptor(ring.queue.call_descriptor)
         ring.queue.call_descriptor = descriptor
         if ring.queue.running:
             ring.queue.notify()  # what was published before this descriptor came
 
     def _set_error(self, message: Message) -> None:
         ring, descriptor = self._take_descriptor(message)
-        _close(ring.error_descriptor)
+        close_descriptor(ring.error_descriptor)
         ring.error_descriptor = descriptor
 
     def _set_enable(self, message: Message) -> None:
@@ -238,16 +244,27 @@ class Rings:
             return
         if self.features & LOG_ALL and self._log is None:
             return
-        region = self._find_inflight(ring)
+        self._start(ring, self._find_log(ring) or self._make_own_log(ring))
+
+    def _start(self, ring: Ring, region: QueueInflight | None) -> None:
+        if ring.address is None:
+            raise ProtocolError(f"queue {ring.queue.index} has no addresses")
         ring.queue.start(ring.size, ring.address, self.features, ring.base, region)
         ring.queue.set_log(self._log, self.features)
         self._events.queue_started(ring)
 
-    def _find_inflight(self, ring: Ring) -> QueueInflight | None:
-        """The log of a queue; ``None`` for one that the guest made larger than the log.
+    def _make_own_log(self, ring: Ring) -> QueueInflight | None:
+        """A fresh log of ours for a queue for which the front end holds none: a successor gets it from us."""
+        close_descriptor(ring.own_log_descriptor)
+        ring.own_log_descriptor, description = create_inflight(1, ring.size)
+        ring.own_log = map_inflight(description, ring.own_log_descriptor, 1)
+        return region_of(ring.own_log)
+
+    def _find_log(self, ring: Ring) -> QueueInflight | None:
+        """The front end's log of a queue; ``None`` for one that the guest made larger than the log.
 
         SeaBIOS does that (256 entries on a queue of 128). It has one request in flight, for which the index
-        that the front end sends is as exact as a log.
+        that the front end sends on a new connection is as exact as a log.
         """
         if self.inflight is None:
             return None
@@ -255,19 +272,3 @@ class Rings:
         if index >= self.inflight.queues:
             raise ProtocolError(f"the in-flight log has {self.inflight.queues} queues, no queue {index}")
         return self.inflight.regions[index] if ring.size <= self.inflight.queue_size else None
-
-
-def _close(descriptor: int | None) -> None:
-    if descriptor is not None:
-        os.close(descriptor)
-
-
-def _is_pollable(descriptor: int) -> bool:
-    poller = select.epoll()
-    try:
-        poller.register(descriptor, select.EPOLLIN)
-    except OSError:
-        return False
-    finally:
-        poller.close()
-    return True

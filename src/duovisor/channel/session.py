@@ -18,6 +18,7 @@ from duovisor.channel.features import (
     PROTOCOL_CONFIG,
     REFUSED_FEATURES,
 )
+from duovisor.channel.holdings import Holdings
 from duovisor.channel.inflight import create_inflight, map_inflight
 from duovisor.channel.memory import MAX_MEMORY_SLOTS, GuestMemory, map_region
 from duovisor.channel.messages import (
@@ -34,6 +35,8 @@ from duovisor.channel.messages import (
     parse_u64,
 )
 from duovisor.channel.rings import Rings
+from duovisor.channel.snapshot import Snapshot
+from duovisor.channel.snapshot_payload import MAX_RINGS
 from duovisor.channel.virtqueue import MAX_QUEUE_SIZE
 
 TYPE_CHECKING = False
@@ -43,16 +46,44 @@ if TYPE_CHECKING:
     from duovisor.channel.connection import Connection, Message
     from duovisor.channel.device import VirtioDevice
     from duovisor.channel.dirty_log import DirtyLog
+    from duovisor.channel.ring import Ring
     from duovisor.channel.rings import QueueEvents
 
 CONFIG_MIGRATION = 1
-MAX_QUEUES = 256  # vring indexes of SET_VRING_KICK have 8 bits
+MAX_QUEUES = MAX_RINGS  # vring indexes of SET_VRING_KICK have 8 bits
+# After these a snapshot would say what the last one said.
+_ONLY_ASKING = frozenset(
+    {
+        Request.GET_FEATURES,
+        Request.SET_OWNER,
+        Request.RESET_OWNER,
+        Request.GET_PROTOCOL_FEATURES,
+        Request.GET_QUEUE_NUM,
+        Request.GET_CONFIG,
+        Request.GET_INFLIGHT_FD,
+        Request.GET_MAX_MEM_SLOTS,
+        Request.GET_STATUS,
+    }
+)
+
+
+def _ignore() -> None:
+    """Tell nobody."""
 
 
 class Session:
-    """The state of one connection; ``close`` releases all of it."""
+    """The state of one connection; ``close`` releases all of it.
 
-    def __init__(self, connection: Connection, device: VirtioDevice, events: QueueEvents) -> None:
+    ``changed`` is called after each message that changed the state, before its answer.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        device: VirtioDevice,
+        events: QueueEvents,
+        changed: Callable[[], None] = _ignore,
+    ) -> None:
         if not 0 < device.queues <= MAX_QUEUES:
             raise ProtocolError(f"a device has {device.queues} queues; 1 to {MAX_QUEUES} are possible")
         self.connection = connection
@@ -60,9 +91,11 @@ class Session:
         self.memory = GuestMemory()
         self.rings = Rings(device.queues, self.memory, events)
         self.status = 0
+        self._changed = changed
+        self._holdings = Holdings()
         self._protocol_features = 0
         self._log: DirtyLog | None = None
-        self._log_descriptor: int | None = None
+        self._device_state = b""
         self._handlers: dict[int, Callable[[Message], bytes | None]] = {
             **self.rings.handlers(),
             Request.GET_FEATURES: lambda _: build_u64(self.offered_features),
@@ -98,6 +131,8 @@ class Session:
             if handler is None:
                 raise ProtocolError(f"the front end sent request {message.request}, which was not offered")
             payload = handler(message)
+            if message.request not in _ONLY_ASKING:
+                self._changed()
         except ChannelError:
             if message.needs_reply:
                 self.connection.acknowledge(message, success=False)
@@ -116,7 +151,49 @@ class Session:
         self.rings.close()
         self.memory.replace([])
         self._log = None
-        self._close_log_descriptor()
+        self._holdings.close()
+
+    # Succession
+
+    def capture(self) -> Snapshot:
+        """The state as it is now; its descriptors stay the session's."""
+        snapshot = Snapshot(self.connection.fileno(), self._holdings, self.rings.capture())
+        snapshot.features = self.rings.features
+        snapshot.protocol_features = self._protocol_features
+        snapshot.status = self.status
+        snapshot.device_state = self.device.save_state()
+        return snapshot
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take over a state in a fresh session and map all of it, touching nothing: ``begin`` goes on.
+
+        The descriptors of the snapshot are the session's afterwards, except for the connection. Raises
+        ``ChannelError``, and takes nothing, when the state cannot be or does not fit the device.
+        """
+        missing = snapshot.features & ~self.offered_features
+        if missing:
+            raise ProtocolError(f"the predecessor's front end uses features {missing:#x}, which are missing")
+        held = snapshot.holdings
+        self.memory.replace([map_region(region, descriptor) for region, descriptor in held.regions])
+        if held.log is not None:
+            size, offset, descriptor = held.log
+            self._log = map_dirty_log(descriptor, size, offset)
+        if held.inflight is not None:
+            self.rings.inflight = map_inflight(*held.inflight, self.device.queues)
+        self.rings.features = snapshot.features
+        self._check_log()
+        self.rings.restore(snapshot.rings, self._log)
+        self._protocol_features = snapshot.protocol_features
+        self.status = snapshot.status
+        self._device_state = snapshot.device_state
+        self._holdings = held
+        snapshot.holdings, snapshot.rings = Holdings(), []
+
+    def begin(self) -> list[Ring]:
+        """Tell the device about the restored state; return the rings that ``rings.start_restored`` starts."""
+        self.device.set_features(self.rings.features)
+        self.device.load_state(self._device_state)
+        return self.rings.take_restored()
 
     # Features and status
 
@@ -154,17 +231,23 @@ class Session:
     def _set_memory_table(self, message: Message) -> None:
         descriptions = parse_memory_table(message.payload)
         message.expect_descriptors(len(descriptions))
-        pairs = zip(descriptions, message.descriptors, strict=True)
+        pairs = list(zip(descriptions, message.descriptors, strict=True))
         self.memory.replace([map_region(description, descriptor) for description, descriptor in pairs])
+        message.descriptors = []
+        self._holdings.replace_regions(pairs)
         self._memory_changed()
 
     def _add_memory_region(self, message: Message) -> None:
         message.expect_descriptors(1)
-        self.memory.add(map_region(parse_memory_region(message.payload), message.descriptors[0]))
+        description = parse_memory_region(message.payload)
+        self.memory.add(map_region(description, message.descriptors[0]))
+        self._holdings.regions.append((description, message.take_descriptor()))
         self._memory_changed()
 
     def _remove_memory_region(self, message: Message) -> None:
-        self.memory.remove(parse_memory_region(message.payload))
+        description = parse_memory_region(message.payload)
+        self.memory.remove(description)
+        self._holdings.remove_region(description)
         self._memory_changed()
 
     def _memory_changed(self) -> None:
@@ -177,6 +260,7 @@ class Session:
         size, offset = parse_log(message.payload)
         message.expect_descriptors(1)
         self._log = map_dirty_log(message.descriptors[0], size, offset)
+        self._holdings.replace_log(size, offset, message.take_descriptor())
         self._check_log()
         self.rings.set_log(self._log)
         return build_u64(0)
@@ -187,14 +271,9 @@ class Session:
             raise ProtocolError(f"the dirty log ends before the guest's memory, at {log.guest_end:#x}")
 
     def _set_log_descriptor(self, message: Message) -> None:
-        descriptor = message.take_descriptor()
-        self._close_log_descriptor()
-        self._log_descriptor = descriptor  # kept and never signalled: QEMU reads the log itself
-
-    def _close_log_descriptor(self) -> None:
-        if self._log_descriptor is not None:
-            os.close(self._log_descriptor)
-            self._log_descriptor = None
+        self._holdings.replace_log_signal(
+            message.take_descriptor()
+        )  # never signalled: QEMU reads the log itself
 
     # Configuration space
 
@@ -231,6 +310,7 @@ class Session:
         if self.rings.any_running:
             raise ProtocolError("the front end changes the in-flight log while queues run")
         inflight = map_inflight(description, message.descriptors[0], self.device.queues)
+        self._holdings.replace_inflight(description, message.take_descriptor())
         self.rings.inflight = inflight
         state = inflight.load_device_state()
         if state is None:
