@@ -67,6 +67,8 @@ MEANINGS: dict[str, Meaning] = {
     "disk-file": Meaning(409, 2),
     "disk-locked": _CONFLICT,
     "partition-failed": _FAILED,
+    "partition-gone": _FAILED,
+    "partition-refused": _FAILED,
     "host-lacks": _HOST_CANNOT,
     "boot-file": Meaning(409, 2),
     # controlling: images and the probe guest

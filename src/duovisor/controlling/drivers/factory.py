@@ -1,0 +1,180 @@
+"""The factory: one Python that has imported all a driver needs, and forks partitions from itself.
+
+So a partition starts within milliseconds, and shares the pages of interpreter and modules with all others.
+The factory has one thread, opens nothing for anybody and does what its owner says over one socket: ::
+
+    owner   → {"do": "create", "id": n, "title": …, "uid": …, "gid": …, "limits": {…}}  + birth socket, log
+    factory → {"reply": "create", "id": n, "ok": true, "pid": …, "start_ticks": …}      + pidfd
+              {"event": "ended", "pid": …, "status": …}         as os.waitstatus_to_exitcode() tells it
+
+When the owner is gone it ends, with ``--end-with-owner`` after killing every partition it made.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import traceback
+
+from duovisor.controlling.drivers import system_calls as system
+from duovisor.controlling.drivers.code_digest import read_code_digest
+from duovisor.controlling.drivers.confinement import Confinement, leave_namespaces, reset_signals
+from duovisor.controlling.drivers.control import Packet, receive_packet, send_packet
+from duovisor.controlling.drivers.errors import DriverError
+from duovisor.controlling.drivers.partition_main import Birth, run_partition
+from duovisor.controlling.drivers.registry import DRIVERS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from duovisor.controlling.drivers.registry import CreateDevice
+
+_LIMITS = ("address_space_bytes", "data_bytes", "open_files", "threads")
+
+
+class Factory:
+    """Serves one owner on ``control``; ``drivers`` are what its partitions can run."""
+
+    def __init__(
+        self, control: socket.socket, drivers: dict[str, CreateDevice], *, end_with_owner: bool
+    ) -> None:
+        self._control = control
+        self._drivers = drivers
+        self._end_with_owner = end_with_owner
+        self._as_root = os.geteuid() == 0
+        self._code = read_code_digest()
+        self._command_line = system.CommandLine()
+        self._children: dict[int, int] = {}  # pidfd → pid
+        self._epoll = select.epoll()
+        self._epoll.register(control, select.EPOLLIN)
+
+    def serve(self) -> None:
+        """Return when the owner is gone."""
+        system.become_subreaper()
+        self._tell({"event": "ready", "code": self._code})
+        try:
+            while True:
+                for descriptor, _ in self._epoll.poll():
+                    if descriptor in self._children:
+                        self._reap(descriptor)
+                    else:
+                        self._obey()
+        except EOFError:
+            pass
+        if self._end_with_owner:
+            for pidfd in self._children:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+    def _tell(self, message: dict[str, Any], *descriptors: int) -> None:
+        """Wait for an owner that is slow to read: it must learn of every end."""
+        while True:
+            try:
+                send_packet(self._control, message, descriptors)
+                return
+            except BlockingIOError:
+                select.select([], [self._control], [])
+            except OSError as error:
+                raise EOFError("the owner is gone") from error
+
+    def _reap(self, pidfd: int) -> None:
+        pid = self._children.pop(pidfd)
+        self._epoll.unregister(pidfd)
+        os.close(pidfd)
+        _, status = os.waitpid(pid, 0)
+        self._tell({"event": "ended", "pid": pid, "status": os.waitstatus_to_exitcode(status)})
+
+    def _obey(self) -> None:
+        packet = receive_packet(self._control)
+        if packet is None:
+            return
+        answer = {"reply": packet.message.get("do"), "id": packet.message.get("id"), "ok": True}
+        try:
+            pid = self._create(packet)
+        except (DriverError, OSError) as error:
+            self._tell({**answer, "ok": False, "message": str(error)})
+            return
+        finally:
+            packet.close()
+        pidfd = os.pidfd_open(pid)
+        self._children[pidfd] = pid
+        self._epoll.register(pidfd, select.EPOLLIN)
+        self._tell({**answer, "pid": pid, "start_ticks": read_start_ticks(pid)}, pidfd)
+
+    def _create(self, packet: Packet) -> int:
+        """Fork a partition and return its number on the host."""
+        order = packet.message
+        try:
+            birth, log = packet.descriptors
+            limits = {name: int(order["limits"][name]) for name in _LIMITS}
+            confinement = Confinement(int(order["uid"]), int(order["gid"]), **limits)
+            title = str(order["title"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DriverError(f"an order to create is not understood: {error!r}") from error
+        result, told = os.pipe()
+        middle = os.fork()
+        if not middle:
+            self._make_partition(told, Birth(confinement, birth, log, self._as_root, self._code), title)
+        os.close(told)
+        os.waitpid(middle, 0)
+        with open(result) as file:  # its end is there: the partition closes all it inherits
+            said = file.read()
+        if not said.isdigit():
+            raise DriverError(f"a partition cannot be made: {said or 'its parent was killed'}")
+        return int(said)
+
+    def _make_partition(self, told: int, birth: Birth, title: str) -> None:
+        """In a child of the factory: become the parent of the new namespaces' first process, and end."""
+        try:
+            leave_namespaces()
+            pid = os.fork()
+            if not pid:
+                os.close(told)
+                reset_signals()
+                self._command_line.overwrite(title)
+                run_partition(birth, self._drivers)
+            os.write(told, str(pid).encode())
+        except OSError as error:
+            os.write(told, str(error).encode())
+        finally:
+            os._exit(0)
+
+
+def read_start_ticks(pid: int) -> int:
+    """When a process began, in clock ticks since the host started; it may have ended, but not be reaped."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return int(file.read().rpartition(b")")[2].split()[19])  # proc(5): starttime
+
+
+def warm_up() -> None:
+    """Import what is otherwise imported on first use: a partition can open no file."""
+    try:
+        raise DriverError("not raised in earnest")
+    except DriverError:
+        traceback.format_exc()  # linecache, tokenize and what else a newer Python wants
+    json.loads(json.dumps({"text": "é"}))
+
+
+def run(drivers: dict[str, CreateDevice], arguments: list[str]) -> None:
+    """Be a factory for partitions that can run ``drivers``; the arguments are ``main``'s."""
+    control = socket.socket(fileno=int(arguments[0]))
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # one descriptor for each partition that lives
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warm_up()
+    factory = Factory(control, drivers, end_with_owner="--end-with-owner" in arguments)
+    gc.disable()
+    gc.collect()
+    gc.freeze()  # no collection of a partition's touches what it shares
+    factory.serve()
+
+
+def main() -> None:
+    """The factory's process: its arguments are the descriptor of its owner's socket, and its switches."""
+    run(DRIVERS, sys.argv[1:])

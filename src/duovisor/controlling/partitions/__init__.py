@@ -1,0 +1,1 @@
+"""Driver partitions, from their owner's side: the factory that makes them, and the connection to each."""
