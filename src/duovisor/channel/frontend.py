@@ -6,6 +6,7 @@ flight; ``connect`` brings up a back end on them, the first one or the successor
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 
@@ -14,6 +15,7 @@ from duovisor.channel.connection import Connection, request_name
 from duovisor.channel.dirty_log import PAGE_BYTES
 from duovisor.channel.errors import ProtocolError
 from duovisor.channel.frontend_queue import FrontEndQueue, ring_bytes
+from duovisor.channel.inflight import map_inflight
 from duovisor.channel.messages import (
     FLAG_NEED_REPLY,
     FLAG_REPLY,
@@ -47,6 +49,14 @@ GUEST_START = 0x100000
 USER_START = 0x7F0000000000
 
 
+def make_memory_file(name: str, size: int) -> int:
+    """A new memory file of ``size`` bytes, which no back end can resize; the caller closes the descriptor."""
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(descriptor, size)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    return descriptor
+
+
 class FrontEnd:
     """Memory of ``memory_bytes`` in ``regions`` adjacent pieces, and ``queues`` queues of ``queue_size``.
 
@@ -64,8 +74,7 @@ class FrontEnd:
         protocol_features: int = bits.CHANNEL_PROTOCOL_FEATURES,
         timeout_s: float = 10.0,
     ) -> None:
-        self.memory_descriptor = os.memfd_create("duovisor-guest", os.MFD_CLOEXEC)
-        os.ftruncate(self.memory_descriptor, memory_bytes)
+        self.memory_descriptor = make_memory_file("duovisor-guest", memory_bytes)
         self.view = memoryview(mmap.mmap(self.memory_descriptor, memory_bytes))
         piece = memory_bytes // regions // PAGE_BYTES * PAGE_BYTES
         starts = [index * piece for index in range(regions)]
@@ -127,10 +136,7 @@ class FrontEnd:
 
     def stop(self) -> list[int]:
         """Stop all queues in an orderly way; return the available index of each."""
-        return [
-            parse_vring_state(self._ask(Request.GET_VRING_BASE, build_vring_state(queue.index, 0)))[1]
-            for queue in self.queues
-        ]
+        return [self._stop_queue(queue.index) for queue in self.queues]
 
     def resume(self) -> None:
         """Start the queues again after ``stop``, on the same connection."""
@@ -160,8 +166,12 @@ class FrontEnd:
 
     def get_config(self, offset: int, size: int) -> bytes:
         """Read the device's configuration space."""
-        answer = self._ask(Request.GET_CONFIG, build_config(offset, 0, bytes(size)))
-        return parse_config(answer)[2]
+        answer = parse_config(self._ask(Request.GET_CONFIG, build_config(offset, 0, bytes(size))))
+        if (answer[0], len(answer[2])) != (offset, size):
+            raise ProtocolError(
+                f"the back end answers with {len(answer[2])} bytes of configuration, not {size}"
+            )
+        return answer[2]
 
     def set_config(self, offset: int, data: bytes, flags: int = 0) -> None:
         """Write to the device's configuration space."""
@@ -174,8 +184,7 @@ class FrontEnd:
         size = -(-(GUEST_START + len(self.view)) // (PAGE_BYTES * 64)) * 8
         if self._log is not None:
             os.close(self._log[0])
-        descriptor = os.memfd_create("duovisor-log", os.MFD_CLOEXEC)
-        os.ftruncate(descriptor, size)
+        descriptor = make_memory_file("duovisor-log", size)
         self._log = (descriptor, mmap.mmap(descriptor, size))
         self._ask(Request.SET_LOG_BASE, build_log(size, 0), (descriptor,))
         self._request(Request.SET_FEATURES, build_u64(self.features | bits.LOG_ALL))
@@ -231,11 +240,21 @@ class FrontEnd:
             message = self._receive(Request.GET_INFLIGHT_FD)
             try:
                 description = parse_inflight(message.payload)
+                message.expect_descriptors(1)
+                self._check_inflight(description, message.descriptors[0])
                 self._inflight = (message.take_descriptor(), description)
             finally:
                 message.close()
         descriptor, description = self._inflight
         self._request(Request.SET_INFLIGHT_FD, build_inflight(description), (descriptor,))
+
+    def _check_inflight(self, description: InflightDescription, descriptor: int) -> None:
+        """A log that no successor could use must not be kept: the device would never come up again."""
+        if (description.queues, description.queue_size) != (len(self.queues), self.queue_size):
+            raise ProtocolError(
+                f"the back end's in-flight log is for {description.queues} queues of {description.queue_size}"
+            )
+        map_inflight(description, descriptor, len(self.queues))
 
     def _set_memory(self) -> None:
         descriptors = (self.memory_descriptor,) * len(self.regions)
@@ -255,6 +274,14 @@ class FrontEnd:
         self._request(Request.SET_VRING_CALL, build_u64(index), (queue.call_descriptor,))
         if self.features & bits.PROTOCOL_FEATURES:
             self._request(Request.SET_VRING_ENABLE, build_vring_state(index, 1))
+
+    def _stop_queue(self, index: int) -> int:
+        answer = parse_vring_state(self._ask(Request.GET_VRING_BASE, build_vring_state(index, 0)))
+        if answer[0] != index or answer[1] > 0xFFFF:
+            raise ProtocolError(
+                f"the back end says that queue {answer[0]} is at {answer[1]}, asked for {index}"
+            )
+        return answer[1]
 
     def _set_address(self, queue: FrontEndQueue) -> None:
         address = VringAddress(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import select
+import time
 
 from duovisor.channel.chain import DESCRIPTOR, DESCRIPTOR_BYTES, INDIRECT, NEXT, WRITE
 from duovisor.channel.errors import ProtocolError
@@ -59,11 +60,14 @@ class FrontEndQueue:
         self._kicked = 0
         self._last_used = 0
         self._fence = make_memory_fence()
-        self._poller = select.poll()
-        self._poller.register(self.call_descriptor, select.POLLIN)
+        # Edge-triggered and never read: a back end could empty the eventfd before us and make our read wait.
+        self._poller = select.epoll()
+        self._poller.register(self.call_descriptor, select.EPOLLIN | select.EPOLLET)
         self._negotiated = False
         self._free: list[int] = []
         self._owned: dict[int, list[int]] = {}
+        self._writable_bytes: dict[int, int] = {}
+        self._submitted: set[int] = set()
 
     @property
     def last_used(self) -> int:
@@ -87,6 +91,8 @@ class FrontEndQueue:
         self._negotiated = True
         self._free = list(range(self.size))
         self._owned = {}
+        self._writable_bytes = {}
+        self._submitted = set()
         self._available[0] = 0
         self._available[1] = self._used_halves[1] = self._used_halves[0] = 0
         self._next_available = self._kicked = self._last_used = 0
@@ -113,6 +119,7 @@ class FrontEndQueue:
                 )
             DESCRIPTOR.pack_into(self._table, head * 16, address, 16 * len(pieces), INDIRECT, 0)
             self._owned[head] = [head]
+            self._writable_bytes[head] = sum(length for _, length in writable)
             return head
         owned = self._take(len(pieces))
         for position, (start, length, flags) in enumerate(pieces):
@@ -122,6 +129,7 @@ class FrontEndQueue:
                 flags if following is None else flags | NEXT, following or 0,
             )  # fmt: skip
         self._owned[owned[0]] = owned
+        self._writable_bytes[owned[0]] = sum(length for _, length in writable)
         return owned[0]
 
     def release(self, head: int) -> None:
@@ -133,6 +141,7 @@ class FrontEndQueue:
         position = self._next_available
         self._available[2 + (position & self._mask)] = head
         self._next_available = position = (position + 1) & 0xFFFF
+        self._submitted.add(head)
         self._available[1] = position
         self.outstanding += 1
 
@@ -152,10 +161,16 @@ class FrontEndQueue:
     def force_kick(self) -> None:
         """Notify the back end whether it wants to know or not."""
         self.kicks += 1
-        os.eventfd_write(self.kick_descriptor, 1)
+        try:
+            os.eventfd_write(self.kick_descriptor, 1)
+        except BlockingIOError:
+            pass  # a kick is pending already
 
     def reap(self) -> list[tuple[int, int]]:
-        """Heads that the back end has used since the last call, with the bytes written to each."""
+        """Heads that the back end has used since the last call, with the bytes written to each.
+
+        Raises ``ProtocolError`` for what was not submitted, and for more bytes than there was room for.
+        """
         words, mask, position = self._used_words, self._mask, self._last_used
         count = (self._used_halves[1] - position) & 0xFFFF
         if not count:
@@ -165,7 +180,11 @@ class FrontEndQueue:
         reaped = []
         for _ in range(count):
             place = 1 + 2 * (position & mask)
-            reaped.append((words[place], words[place + 1]))
+            head, written = words[place], words[place + 1]
+            if head not in self._submitted or written > self._writable_bytes[head]:
+                raise ProtocolError(f"the back end of queue {self.index} used {head} with {written} bytes")
+            self._submitted.remove(head)
+            reaped.append((head, written))
             position = (position + 1) & 0xFFFF
         self._last_used = position
         self.outstanding -= count
@@ -185,20 +204,29 @@ class FrontEndQueue:
         if not self._event_idx:
             self._available[0] = AVAILABLE_NO_INTERRUPT
 
+    def has_used(self) -> bool:
+        """Whether the back end has used requests that were not reaped yet."""
+        return self._used_halves[1] != self._last_used
+
     def wait(self, timeout_s: float) -> list[tuple[int, int]]:
         """Reap at least one request; raises ``ProtocolError`` if none comes within ``timeout_s`` seconds."""
-        while True:
-            reaped = self.reap()
-            if reaped:
-                return reaped
-            if self.enable_interrupts():
-                continue
-            if not self._poller.poll(timeout_s * 1000):
+        self.wait_used(timeout_s)
+        reaped = self.reap()
+        if not reaped:
+            raise ProtocolError(f"the back end of queue {self.index} took back what it had used")
+        return reaped
+
+    def wait_used(self, timeout_s: float) -> None:
+        """Sleep until there is something to reap; raises ``ProtocolError`` after ``timeout_s`` seconds."""
+        deadline = time.monotonic() + timeout_s  # of the whole wait: a back end may notify of nothing
+        while not self.has_used() and not self.enable_interrupts():
+            left_s = deadline - time.monotonic()
+            if left_s <= 0 or not self._poller.poll(left_s):
                 raise ProtocolError(f"no request was completed within {timeout_s:g} s")
-            os.eventfd_read(self.call_descriptor)
 
     def close(self) -> None:
         """Close the eventfds and let go of the memory."""
+        self._poller.close()
         os.close(self.kick_descriptor)
         os.close(self.call_descriptor)
         self._table = self._available = self._used_halves = self._used_words = NO_MEMORY

@@ -69,11 +69,11 @@ def run_device(queue: Virtqueue, worked_on: list[int], order: st.DataObject | No
             waiting = order.draw(st.permutations(waiting))
             batch = order.draw(st.integers(0, len(waiting)))
             for chain in waiting[:batch]:
-                queue.complete(chain, 1)
+                queue.complete(chain, 0)
             queue.publish()
             waiting = waiting[batch:]
     for chain in waiting:
-        queue.complete(chain, 1)
+        queue.complete(chain, 0)
     queue.publish()
 
 

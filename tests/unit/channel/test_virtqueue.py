@@ -54,7 +54,7 @@ def test_a_request_goes_there_and_back(features: int) -> None:
 
 def test_indexes_wrap_after_65536(guest: Guest) -> None:
     queue = guest.start_device()
-    heads = [guest.front.prepare([(DATA, 1)], []) for _ in range(8)]
+    heads = [guest.front.prepare([], [(DATA, 8)]) for _ in range(8)]
     for turn in range(65536 // 8 + 10):
         for head in heads:
             guest.front.submit(head)
