@@ -100,7 +100,7 @@ class QueueInflight:
         return heads
 
     def next_counter(self, heads: list[int]) -> int:
-        """A value above the counter of every head in flight; raises ``ProtocolError`` near the end of them."""
+        """A value above the counter of every head in flight; raises ``ProtocolError`` at the end of them."""
         last = max((self.counters[3 + 2 * head] for head in heads), default=0)
         if last >= COUNTER_LIMIT:
             raise ProtocolError(f"the in-flight log has fetched {last} requests, more than there can be")
