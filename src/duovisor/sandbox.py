@@ -2,7 +2,7 @@
 
 The process starts in an empty root file system and new PID, network, IPC, UTS and cgroup namespaces. It sees
 the listed paths and inherits the listed descriptors; nothing else of the host. It has no capability and
-cannot gain one (bubblewrap sets no_new_privs).
+cannot gain one (bubblewrap sets no_new_privs), and cannot use more than its limits.
 
 Two ways lead there. Root needs no user namespace (which Ubuntu 24.04 forbids to others): bubblewrap keeps
 CAP_SETUID and CAP_SETGID just until ``setpriv`` has dropped to an unprivileged uid. Any other user gets a
@@ -12,7 +12,7 @@ user namespace in which they are nobody.
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -27,9 +27,23 @@ NOBODY = 65534
 
 
 @dataclass(frozen=True)
+class ResourceLimits:
+    """What a process may use at most.
+
+    ``private_mib`` is memory that it shares with nobody (RLIMIT_DATA): the guest's is not in it. ``threads``
+    counts all threads of its uid in its user namespace (RLIMIT_NPROC). None leaves a core dump.
+    """
+
+    private_mib: int
+    threads: int
+    descriptors: int
+
+
+@dataclass(frozen=True)
 class Sandbox:
     """What a sandboxed process may see. Paths are ``(on the host, in the sandbox)``.
 
+    ``if_there`` are folders that lie at the same place inside, and are left out where the host has none.
     ``uid`` and ``gids`` are used when root starts it; ``environment`` is all it gets.
     """
 
@@ -40,6 +54,8 @@ class Sandbox:
     devices: tuple[str, ...] = ()
     links: tuple[tuple[str, str], ...] = ()
     environment: tuple[tuple[str, str], ...] = field(default=())
+    if_there: tuple[str, ...] = ()
+    limits: ResourceLimits | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +65,15 @@ class SandboxTools:
     bwrap: Path
     setpriv: Path
     as_root: bool
+
+    @property
+    def prlimit(self) -> Path:
+        """It comes with setpriv, in util-linux, and lies beside it."""
+        return self.setpriv.with_name("prlimit")
+
+    def used_inside(self, sandbox: Sandbox) -> tuple[Path, ...]:
+        """Those that run inside, on the way to the program."""
+        return (*((self.setpriv,) if self.as_root else ()), *((self.prlimit,) if sandbox.limits else ()))
 
 
 def uid_of(name: str) -> int:
@@ -66,13 +91,42 @@ def build_sandbox_argv(sandbox: Sandbox, tools: SandboxTools, argv: Sequence[str
             command += ["--cap-add", capability]
     else:
         command += ["--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY), "--cap-drop", "ALL"]
-    command += _paths(sandbox)
+    command += _paths(_add_tools(sandbox, tools))
     for name, value in sandbox.environment:
         command += ["--setenv", name, value]
     command += ["--chdir", "/", "--"]
+    if sandbox.limits is not None:
+        # inside, where a user namespace counts only its own processes; and while root is still allowed to
+        command += [str(tools.prlimit), *_limit_options(sandbox.limits), "--"]
     if tools.as_root:
         command += _drop_privileges(sandbox, tools)
     return (*command, *argv)
+
+
+def _add_tools(sandbox: Sandbox, tools: SandboxTools) -> Sandbox:
+    """With the tools that run inside, where no folder that holds them is there anyway."""
+    bound = {target for _, target in sandbox.read_only}
+    wanted = [(tool, _in_usr(tool)) for tool in tools.used_inside(sandbox)]
+    missing = [
+        (tool, target)
+        for tool, target in wanted
+        if not bound & {target, *map(str, PurePosixPath(target).parents)}
+    ]
+    return replace(sandbox, read_only=(*sandbox.read_only, *missing))
+
+
+def _in_usr(path: Path) -> str:
+    """Where a program lies with a merged /usr: /bin is a link there."""
+    return f"/usr{path}" if path.parts[1] in ("bin", "sbin") else str(path)
+
+
+def _limit_options(limits: ResourceLimits) -> list[str]:
+    return [
+        "--core=0",
+        f"--data={limits.private_mib << 20}",
+        f"--nproc={limits.threads}",
+        f"--nofile={limits.descriptors}",
+    ]
 
 
 def _paths(sandbox: Sandbox) -> list[str]:
@@ -81,6 +135,8 @@ def _paths(sandbox: Sandbox) -> list[str]:
         options += ["--dir", folder]  # what bubblewrap makes by itself is closed to any uid but root's
     for source, target in sandbox.read_only:
         options += ["--ro-bind", str(source), target]
+    for path in sandbox.if_there:
+        options += ["--ro-bind-try", path, path]
     for source, target in sandbox.writable:
         options += ["--bind", str(source), target]
     for device in ("/dev/null", "/dev/urandom", *sandbox.devices):
@@ -91,7 +147,7 @@ def _paths(sandbox: Sandbox) -> list[str]:
 
 
 def _ancestors(sandbox: Sandbox) -> list[str]:
-    targets = [target for _, target in (*sandbox.read_only, *sandbox.writable)]
+    targets = [target for _, target in (*sandbox.read_only, *sandbox.writable)] + list(sandbox.if_there)
     targets += [link for _, link in sandbox.links] + ["/dev/null", *sandbox.devices]
     folders = {str(parent) for target in targets for parent in PurePosixPath(target).parents}
     bound = set(targets)

@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 
 from duovisor.hardware.sandboxing import probe_sandbox
-from duovisor.sandbox import NOBODY, UID_BASE, Sandbox, SandboxTools, build_sandbox_argv, uid_of
+from duovisor.sandbox import (
+    NOBODY,
+    UID_BASE,
+    ResourceLimits,
+    Sandbox,
+    SandboxTools,
+    build_sandbox_argv,
+    uid_of,
+)
 
 ROOT = os.geteuid() == 0
 BWRAP = shutil.which("bwrap")
@@ -61,9 +69,37 @@ def test_every_folder_above_a_bound_path_is_made() -> None:
     sandbox = replace(
         USR, read_only=((Path("/a"), "/deep/er/file"),), writable=((Path("/b"), "/deep/memory"),)
     )
-    argv = build_sandbox_argv(sandbox, TOOLS, ("prog",))
+    argv = build_sandbox_argv(sandbox, replace(TOOLS, as_root=False), ("prog",))
     made = [argv[index + 1] for index, argument in enumerate(argv) if argument == "--dir"]
     assert made == ["/deep", "/deep/er", "/dev"]
+
+
+def test_tools_are_bound_only_where_nothing_else_brings_them() -> None:
+    tools = SandboxTools(Path("/usr/bin/bwrap"), Path("/bin/setpriv"), as_root=True)
+    limits = ResourceLimits(private_mib=64, threads=8, descriptors=32)
+    bare = build_sandbox_argv(Sandbox(uid=7, limits=limits), tools, ("prog",))
+    assert bare[bare.index("/usr/bin/setpriv") - 2 :][:3] == ("--ro-bind", "/bin/setpriv", "/usr/bin/setpriv")
+    assert bare.index("/bin/prlimit", bare.index("--chdir")) < bare.index(
+        "/bin/setpriv", bare.index("--chdir")
+    )
+    assert "/usr/bin/setpriv" not in build_sandbox_argv(replace(USR, limits=limits), tools, ("prog",))
+
+
+@real
+def test_inside_no_more_than_the_limits_can_be_used() -> None:
+    limited = replace(USR, limits=ResourceLimits(private_mib=64, threads=8, descriptors=32))
+    assert [line.split()[-1] for line in run_inside(limited, "ulimit -c -d -u -n").splitlines()] == [
+        "0", str(64 << 10), "8", "32",
+    ]  # fmt: skip
+    assert "cannot modify limit: Operation not permitted" in run_inside(limited, "ulimit -n 64")
+    assert "40: Bad file descriptor" in run_inside(limited, "exec 40</dev/null")
+
+
+@real
+def test_a_folder_the_host_lacks_is_left_out() -> None:
+    said = run_inside(replace(USR, if_there=("/no/such/folder", "/etc/ssl")), "ls -d /no/such/* /etc/ssl")
+    assert "/etc/ssl" in said.split()
+    assert "No such file" in said
 
 
 @real

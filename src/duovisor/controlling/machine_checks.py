@@ -12,6 +12,7 @@ from duovisor.controlling.preflight import (
     choose_accelerator,
     copy_uefi_variables,
     find_kvm_gids,
+    find_libraries,
     find_ovmf,
     find_sandbox_tools,
 )
@@ -57,6 +58,7 @@ class CheckedStart(NamedTuple):
             uefi_code=uefi_code,
             uefi_vars=copy_uefi_variables(self.spec, uefi_template, run_dir / "uefi-vars.fd", owner),
             block_devices=self.block_devices,
+            libraries=find_libraries(),
         )
         gids = find_kvm_gids(self.capabilities)
         return build_launch_plan(self.spec, qemu, self.decision.accelerator, paths, gids)

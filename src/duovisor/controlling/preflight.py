@@ -79,6 +79,12 @@ def find_sandbox_tools(design: Design, capabilities: HostCapabilities) -> Sandbo
     return SandboxTools(tools.bwrap or Path("bwrap"), tools.setpriv, capabilities.is_root)
 
 
+def find_libraries(root: Path = Path("/")) -> Path:
+    """The folder of this machine's shared libraries: Debian's and Ubuntu's, or what others have."""
+    multiarch = Path("usr/lib/x86_64-linux-gnu")
+    return Path("/") / (multiarch if (root / multiarch).is_dir() else "usr/lib")
+
+
 def choose_accelerator(spec: VirtualMachineSpec, capabilities: HostCapabilities) -> AcceleratorDecision:
     """Decide between KVM and TCG for this VM.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from duovisor.hypervisor.plan import LaunchPlan, VmmPaths
 from duovisor.hypervisor.qemu import console, disks, firmware, machine, nics
-from duovisor.sandbox import Sandbox, uid_of
+from duovisor.sandbox import ResourceLimits, Sandbox, uid_of
 from duovisor.spec.vm import Accelerator, Design, Firmware
 
 if TYPE_CHECKING:
@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from duovisor.spec.vm import VirtualMachineSpec
 
 SANDBOX_MEMORY = "/memory"
+# firmware and option ROMs, some as links into the others; the libraries' loader
+QEMU_FOLDERS = ("/usr/lib64", "/usr/lib/ipxe", "/usr/share/ipxe", "/usr/share/qemu", "/usr/share/seabios")
+# TCG alone may take 1 GiB for the guest's code in its translation; what a VMM takes besides is below 200 MiB
+VMM_PRIVATE_MIB, VCPU_PRIVATE_MIB = 2048, 16
+VMM_THREADS, VMM_DESCRIPTORS = 512, 4096
 USR_MERGED = (("usr/lib", "/lib"), ("usr/lib64", "/lib64"), ("usr/bin", "/bin"), ("usr/sbin", "/sbin"))
 
 
@@ -71,10 +76,9 @@ def build_vmm_sandbox(
     spec: VirtualMachineSpec, accelerator: Accelerator, paths: VmmPaths, kvm_gids: tuple[int, ...]
 ) -> Sandbox:
     """The empty sandbox of a microkernelized VMM: QEMU's own files, the boot files, the guest's memory."""
-    read_only = [(Path("/usr"), "/usr"), (Path("/etc/ld.so.cache"), "/etc/ld.so.cache")]
     own = find_qemu_folder(paths.qemu)
-    if own is not None:
-        read_only.append((own, str(own)))
+    files = (Path("/etc/ld.so.cache"), paths.libraries, own)
+    read_only = [(path, str(path)) for path in files]
     writable = [(paths.memory_file, SANDBOX_MEMORY)]
     if spec.kernel is not None:
         read_only.append((Path(spec.kernel.path), firmware.SANDBOX_KERNEL))
@@ -91,15 +95,22 @@ def build_vmm_sandbox(
         writable=tuple(writable),
         devices=("/dev/kvm",) if kvm else (),
         links=USR_MERGED,
+        if_there=QEMU_FOLDERS,
+        limits=build_vmm_limits(spec.cpus),
     )
 
 
-def find_qemu_folder(qemu: Path) -> Path | None:
-    """What of the host a QEMU needs that lies outside /usr: its installation prefix, or where it was built.
+def build_vmm_limits(cpus: int) -> ResourceLimits:
+    """What a VMM may use besides its guest's memory; never so little that a sound one meets it."""
+    return ResourceLimits(VMM_PRIVATE_MIB + cpus * VCPU_PRIVATE_MIB, VMM_THREADS, VMM_DESCRIPTORS)
 
-    Never the root folder: a sandbox that sees all of the host is none.
+
+def find_qemu_folder(qemu: Path) -> Path:
+    """What of the host a QEMU is: the program, its installation prefix, or where it was built.
+
+    Never the root folder or /usr: a sandbox that sees the host's programs is none.
     """
-    if qemu.is_relative_to("/usr") or qemu.parent in (Path("/bin"), Path("/sbin")):
-        return None
+    if qemu.parent in (Path("/bin"), Path("/sbin")):
+        return Path("/usr", *qemu.parts[1:])
     folder = qemu.parent.parent if qemu.parent.name == "bin" else qemu.parent
-    return qemu if folder == Path("/") else folder
+    return qemu if folder in (Path("/"), Path("/usr")) else folder

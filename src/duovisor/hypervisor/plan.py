@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from duovisor.sandbox import Sandbox
     from duovisor.spec.vm import Accelerator, Design
@@ -55,7 +55,8 @@ class LaunchPlan:
 class VmmPaths:
     """Files on the host that the VMM uses, decided by the controlling layer.
 
-    ``block_devices`` holds those disk paths of the specification that are block devices, not files.
+    ``block_devices`` holds those disk paths of the specification that are block devices, not files;
+    ``libraries`` is the folder of this machine's shared libraries.
     """
 
     qemu: Path
@@ -63,3 +64,4 @@ class VmmPaths:
     uefi_code: Path | None = None
     uefi_vars: Path | None = None
     block_devices: frozenset[str] = frozenset()
+    libraries: Path = Path("/usr/lib/x86_64-linux-gnu")

@@ -18,17 +18,17 @@ from duovisor.spec.vm import Accelerator, NicSpec
 @pytest.mark.parametrize(
     ("qemu", "folder"),
     [
-        ("/usr/bin/qemu", None),
-        ("/usr/local/bin/qemu", None),
-        ("/bin/qemu", None),
+        ("/usr/bin/qemu", "/usr/bin/qemu"),
+        ("/usr/local/bin/qemu", "/usr/local"),
+        ("/bin/qemu", "/usr/bin/qemu"),
         ("/opt/qemu/bin/qemu", "/opt/qemu"),
         ("/home/me/qemu/build/qemu", "/home/me/qemu/build"),
         ("/tmp/qemu", "/tmp"),
         ("/qemu", "/qemu"),
     ],
 )
-def test_a_sandbox_sees_of_a_qemu_what_is_its_own(qemu: str, folder: str | None) -> None:
-    assert find_qemu_folder(Path(qemu)) == (Path(folder) if folder else None)
+def test_a_sandbox_sees_of_a_qemu_what_is_its_own(qemu: str, folder: str) -> None:
+    assert find_qemu_folder(Path(qemu)) == Path(folder)
 
 
 def test_uefi_without_its_files_is_refused() -> None:
