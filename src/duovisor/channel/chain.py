@@ -20,6 +20,9 @@ DESCRIPTOR = Struct("=QIHH")  # address, length, flags, next
 DESCRIPTOR_BYTES = 16
 NEXT, WRITE, INDIRECT = 1, 2, 4
 MAX_CHAIN_LENGTH = 1024  # QEMU's VIRTQUEUE_MAX_SIZE and the kernel's IOV_MAX
+MAX_CHAIN_BYTES = 1 << 32  # virtio 1.2, section 2.7.5.2
+# Tables up to this length have an unpacker that is kept; those of all lengths would take 67 MB.
+KEPT_TABLE_LENGTH = 256
 
 _unpackers: dict[int, Callable[..., tuple[int, ...]]] = {}
 
@@ -54,7 +57,9 @@ def table_unpacker(length: int) -> Callable[..., tuple[int, ...]]:
             raise QueueError(
                 f"an indirect table has {length} bytes; up to {MAX_CHAIN_LENGTH} × 16 are allowed"
             )
-        unpack = _unpackers[length] = Struct("=" + "QIHH" * count).unpack_from
+        unpack = Struct("=" + "QIHH" * count).unpack_from
+        if count <= KEPT_TABLE_LENGTH:
+            _unpackers[length] = unpack
     return unpack
 
 
@@ -79,6 +84,8 @@ def follow_table(flat: Sequence[int]) -> list[int]:
 
 def map_chain(chain: Chain, descriptors: Sequence[int], memory: GuestMemory) -> None:
     """Fill a chain from descriptors in order, across memory regions where a buffer spans several."""
+    if sum(descriptors[1::4]) > MAX_CHAIN_BYTES:
+        raise QueueError(f"queue {chain.queue.index} has a chain of more than {MAX_CHAIN_BYTES} bytes")
     chain.descriptors = descriptors
     chain.readable = readable = []
     chain.writable = writable = []

@@ -15,6 +15,7 @@ from duovisor.channel.chain import (
     DESCRIPTOR,
     DESCRIPTOR_BYTES,
     INDIRECT,
+    MAX_CHAIN_BYTES,
     MAX_CHAIN_LENGTH,
     NEXT,
     WRITE,
@@ -204,6 +205,9 @@ class Virtqueue:
             self._load_any(chain)
             return
         flat = table_unpacker(length)(view, offset)
+        if sum(flat[1::4]) > MAX_CHAIN_BYTES:
+            self._load_table(chain, flat)
+            return
         chain.descriptors = flat
         chain.readable = readable = []
         chain.writable = writable = []
