@@ -17,6 +17,7 @@ from duovisor.channel.virtqueue import AVAILABLE_NO_INTERRUPT, NO_MEMORY, USED_N
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Sequence
 
     # Guest address and length in bytes of each part of a buffer.
@@ -145,6 +146,19 @@ class FrontEndQueue:
         self._available[1] = position
         self.outstanding += 1
 
+    def submit_all(self, heads: array[int]) -> None:
+        """Make prepared requests available together; ``heads`` has 16-bit items (type code ``H``)."""
+        position, count = self._next_available, len(heads)
+        start = position & self._mask
+        space = self.size - start
+        self._available[2 + start : 2 + min(start + count, self.size)] = heads[:space]
+        if count > space:
+            self._available[2 : 2 + count - space] = heads[space:]
+        self._next_available = position = (position + count) & 0xFFFF
+        self._submitted.update(heads)
+        self._available[1] = position
+        self.outstanding += count
+
     def kick(self) -> None:
         """Notify the back end of what was submitted since the last kick, if it wants to know."""
         new, old = self._next_available, self._kicked
@@ -189,6 +203,24 @@ class FrontEndQueue:
         self._last_used = position
         self.outstanding -= count
         return reaped
+
+    def reap_heads(self) -> list[int]:
+        """As ``reap``, but heads only, all at once."""
+        position = self._last_used
+        count = (self._used_halves[1] - position) & 0xFFFF
+        if count > self.outstanding:
+            raise ProtocolError(f"the back end has used {count} requests of {self.outstanding}")
+        start = position & self._mask
+        end = start + count
+        heads: list[int] = self._used_words[1 + 2 * start : 1 + 2 * min(end, self.size) : 2].tolist()
+        if end > self.size:
+            heads += self._used_words[1 : 1 + 2 * (end - self.size) : 2].tolist()
+        self._last_used = (position + count) & 0xFFFF
+        self.outstanding -= count
+        self._submitted.difference_update(heads)
+        if len(self._submitted) != self.outstanding:
+            raise ProtocolError(f"the back end of queue {self.index} used what was not submitted")
+        return heads
 
     def enable_interrupts(self) -> bool:
         """Ask to be notified of the next used request; True if one came in the meantime."""
