@@ -244,6 +244,8 @@ class Rings:
             return
         if self.features & LOG_ALL and self._log is None:
             return
+        if not ring.size:
+            raise ProtocolError(f"queue {ring.queue.index} shall start, but has size 0")
         self._start(ring, self._find_log(ring) or self._make_own_log(ring))
 
     def _start(self, ring: Ring, region: QueueInflight | None) -> None:
