@@ -166,7 +166,8 @@ def run(drivers: dict[str, CreateDevice], arguments: list[str]) -> None:
     control = socket.socket(fileno=int(arguments[0]))
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # one descriptor for each partition that lives
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C in the terminal is for the command
+    os.chdir("/")
     warm_up()
     factory = Factory(control, drivers, end_with_owner="--end-with-owner" in arguments)
     gc.disable()

@@ -165,13 +165,11 @@ class Partition:
         if self._role is not Role.IDLE:
             raise DriverError(f"this partition has its assignment: {self._role}")
         assignment = parse_assignment(packet)
+        self._assignment = assignment
         create = self._drivers.get(assignment.driver)
         try:
             if create is None:
-                raise DriverError(
-                    f"driver {assignment.driver!r} is unknown; there are {', '.join(self._drivers)}"
-                )
-            self._assignment = assignment
+                raise DriverError(f"there is no driver of that name, but {', '.join(self._drivers)}")
             self._device = create(assignment.options, assignment.take_others())
             self._start(assignment, self._device)
         except DuovisorError as error:
@@ -234,7 +232,7 @@ class Partition:
             "role": self._role,
             "driver": self._assignment.driver if self._assignment else None,
             "code": self._code,
-            "ready": self._standby.ready if self._standby else self._backend is not None,
+            "ready": self._backend is not None or (self._standby is not None and self._standby.ready),
             "hung": self._hung,
             "statistics": self._backend.statistics() if self._backend else None,
         }

@@ -35,7 +35,7 @@ def bind_listener(path: Path) -> socket.socket:
         # the mode of the socket's file is what fchmod says before bind
         os.fchmod(listener.fileno(), 0o600)
         listener.bind(str(path))
-        listener.listen(8)
+        listener.listen(16)
     except BaseException:
         listener.close()
         raise

@@ -43,8 +43,20 @@ class _Made(NamedTuple):
 def build_factory_argv(main: str, control: int, log: Path, *, end_with_owner: bool) -> tuple[str, ...]:
     """The factory's command line; ``log`` is there for whoever reads ``ps``; pure."""
     switches = ("--end-with-owner",) if end_with_owner else ()
-    # -S -s: no site-packages; -B: it may run as root, and writes nothing
-    return (str(interpreter()), "-S", "-s", "-B", "-c", main, str(control), *switches, "--log", str(log))
+    # -S -s: no site-packages; -P: nothing from the working directory; -B: nothing is written
+    return (
+        str(interpreter()),
+        "-S",
+        "-s",
+        "-P",
+        "-B",
+        "-c",
+        main,
+        str(control),
+        *switches,
+        "--log",
+        str(log),
+    )
 
 
 class PartitionFactory:
