@@ -186,7 +186,9 @@ class FrontEnd:
             os.close(self._log[0])
         descriptor = make_memory_file("duovisor-log", size)
         self._log = (descriptor, mmap.mmap(descriptor, size))
-        self._ask(Request.SET_LOG_BASE, build_log(size, 0), (descriptor,))
+        answer = self._ask(Request.SET_LOG_BASE, build_log(size, 0), (descriptor,))
+        if len(answer) not in (0, 8):  # the specification does not say what is in it
+            raise ProtocolError(f"the back end answers SET_LOG_BASE with {len(answer)} bytes")
         self._request(Request.SET_FEATURES, build_u64(self.features | bits.LOG_ALL))
         for queue in self.queues:
             self._set_address(queue)
@@ -259,7 +261,9 @@ class FrontEnd:
     def _set_memory(self) -> None:
         descriptors = (self.memory_descriptor,) * len(self.regions)
         if self.protocol_features & bits.PROTOCOL_CONFIGURE_MEM_SLOTS:
-            self._ask(Request.GET_MAX_MEM_SLOTS)
+            slots = parse_u64(self._ask(Request.GET_MAX_MEM_SLOTS))
+            if slots < len(self.regions):
+                raise ProtocolError(f"the back end takes {slots} memory regions, not {len(self.regions)}")
             for region in self.regions:
                 self._request(Request.ADD_MEM_REG, build_memory_region(region), descriptors[:1])
         else:
