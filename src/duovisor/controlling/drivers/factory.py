@@ -23,7 +23,6 @@ import sys
 import traceback
 
 from duovisor.controlling.drivers import system_calls as system
-from duovisor.controlling.drivers.code_digest import read_code_digest
 from duovisor.controlling.drivers.confinement import Confinement, leave_namespaces, reset_signals
 from duovisor.controlling.drivers.control import Packet, receive_packet, send_packet
 from duovisor.controlling.drivers.errors import DriverError
@@ -40,16 +39,16 @@ _LIMITS = ("address_space_bytes", "data_bytes", "open_files", "threads")
 
 
 class Factory:
-    """Serves one owner on ``control``; ``drivers`` are what its partitions can run."""
+    """Serves one owner on ``control``; its partitions can run ``drivers``, whose digest is ``code``."""
 
     def __init__(
-        self, control: socket.socket, drivers: dict[str, CreateDevice], *, end_with_owner: bool
+        self, control: socket.socket, code: str, drivers: dict[str, CreateDevice], *, end_with_owner: bool
     ) -> None:
         self._control = control
         self._drivers = drivers
         self._end_with_owner = end_with_owner
         self._as_root = os.geteuid() == 0
-        self._code = read_code_digest()
+        self._code = code
         self._command_line = system.CommandLine()
         self._children: dict[int, int] = {}  # pidfd → pid
         self._epoll = select.epoll()
@@ -58,7 +57,7 @@ class Factory:
     def serve(self) -> None:
         """Return when the owner is gone."""
         system.become_subreaper()
-        self._tell({"event": "ready", "code": self._code})
+        self._tell({"event": "ready"})
         try:
             while True:
                 for descriptor, _ in self._epoll.poll():
@@ -169,7 +168,7 @@ def run(drivers: dict[str, CreateDevice], arguments: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C in the terminal is for the command
     os.chdir("/")
     warm_up()
-    factory = Factory(control, drivers, end_with_owner="--end-with-owner" in arguments)
+    factory = Factory(control, arguments[1], drivers, end_with_owner="--end-with-owner" in arguments)
     gc.disable()
     gc.collect()
     gc.freeze()  # no collection of a partition's touches what it shares
@@ -177,5 +176,5 @@ def run(drivers: dict[str, CreateDevice], arguments: list[str]) -> None:
 
 
 def main() -> None:
-    """The factory's process: its arguments are the descriptor of its owner's socket, and its switches."""
+    """The factory's process: its arguments are its owner's socket, its code's digest, and switches."""
     run(DRIVERS, sys.argv[1:])

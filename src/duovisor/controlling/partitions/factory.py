@@ -13,10 +13,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from duovisor import process
-from duovisor.controlling.drivers.code_digest import read_code_digest as read_code_digest
 from duovisor.controlling.drivers.control import receive_packet, send_packet
 from duovisor.controlling.drivers.errors import DriverError
 from duovisor.controlling.errors import PartitionError
+from duovisor.controlling.partitions.code_digest import read_code_digest as read_code_digest
 from duovisor.controlling.partitions.control import ControlConnection
 from duovisor.controlling.partitions.errors import PartitionGoneError
 from duovisor.controlling.partitions.partition import Partition, PartitionProcess
@@ -40,35 +40,28 @@ class _Made(NamedTuple):
     pidfd: int
 
 
-def build_factory_argv(main: str, control: int, log: Path, *, end_with_owner: bool) -> tuple[str, ...]:
+def build_factory_argv(
+    main: str, control: int, code: str, log: Path, *, end_with_owner: bool
+) -> tuple[str, ...]:
     """The factory's command line; ``log`` is there for whoever reads ``ps``; pure."""
     switches = ("--end-with-owner",) if end_with_owner else ()
     # -S -s: no site-packages; -P: nothing from the working directory; -B: nothing is written
     return (
-        str(interpreter()),
-        "-S",
-        "-s",
-        "-P",
-        "-B",
-        "-c",
-        main,
-        str(control),
-        *switches,
-        "--log",
-        str(log),
-    )
+        str(interpreter()), "-S", "-s", "-P", "-B", "-c", main,
+        str(control), code, *switches, "--log", str(log),
+    )  # fmt: skip
 
 
 class PartitionFactory:
     """A running factory. ``code`` is the digest of the driver code that its partitions run."""
 
-    def __init__(self, running: process.Process, control: socket.socket) -> None:
+    def __init__(self, running: process.Process, control: socket.socket, code: str) -> None:
         control.setblocking(False)
         self.process = running
-        self.code = ""
+        self.code = code
         self._control = control
         self._loop = asyncio.get_running_loop()
-        self._ready: asyncio.Future[str] = self._loop.create_future()
+        self._ready: asyncio.Future[None] = self._loop.create_future()
         self._numbers = 0
         self._pending: dict[int, asyncio.Future[_Made]] = {}
         self._partitions: dict[int, PartitionProcess] = {}
@@ -81,20 +74,22 @@ class PartitionFactory:
 
         ``main`` is the Python code that it runs. Raises ``PartitionError``, ``ProgramNotFoundError``.
         """
+        # read before the factory imports it: of an update that comes in between, the digest is the older one
+        code = read_code_digest()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
                 running = process.start(
-                    build_factory_argv(main, theirs.fileno(), log, end_with_owner=end_with_owner),
+                    build_factory_argv(main, theirs.fileno(), code, log, end_with_owner=end_with_owner),
                     role="partition factory", log=log, pass_fds=(theirs.fileno(),), env=_environment(),
                 )  # fmt: skip
             except BaseException:
                 ours.close()
                 raise
-        factory = cls(running, ours)
+        factory = cls(running, ours, code)
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
-                factory.code = await factory._ready
+                await factory._ready
         except (TimeoutError, PartitionError) as error:
             await running.kill()
             await factory.close()
@@ -178,7 +173,7 @@ class PartitionFactory:
     def _take(self, message: dict[str, Any], descriptors: list[int]) -> None:
         if message.get("event") == "ready":
             if not self._ready.done():
-                self._ready.set_result(message["code"])
+                self._ready.set_result(None)
         elif message.get("event") == "ended":
             ended = self._partitions.pop(message["pid"], None)
             if ended is not None:
