@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from duovisor.controlling.resources.group_folder import find_group, read_limits
+from duovisor.controlling.resources.scope import NAME as SCOPE
 from duovisor.spec.vm import Design
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 PROC = Path("/proc")
 FULL_CAPABILITIES = 30  # a process with more than this many is root in all but name
+LIMIT_NAME = 26  # characters of the first column of /proc/PID/limits
 SECCOMP_FILTER = "2"  # proc(5), Seccomp field
 
 
@@ -171,3 +174,16 @@ def _confinement(pid: int) -> Iterator[str]:
         yield "seccomp"
     if fields.get("NoNewPrivs") == "1":
         yield "no new privileges"
+    yield from _limits(pid)
+
+
+def _limits(pid: int) -> Iterator[str]:
+    """What it may use: private memory and threads by itself, and in its group where it has one."""
+    rows = (PROC / str(pid) / "limits").read_text().splitlines()
+    soft = {row[:LIMIT_NAME].strip(): row[LIMIT_NAME:].split()[0] for row in rows[1:]}
+    if soft["Max data size"] != "unlimited":
+        yield f"at most {int(soft['Max data size']) >> 20} MiB of its own, {soft['Max processes']} threads"
+    leaf = find_group(pid)
+    limits = read_limits(leaf) if leaf is not None and SCOPE.fullmatch(leaf.parent.name) else None
+    if limits is not None:
+        yield f"cgroup of {limits.memory_mib} MiB, {limits.processes} threads"

@@ -18,6 +18,7 @@ from duovisor.hardware.errors import QemuUnusableError
 from duovisor.hardware.kvm import DEV_KVM, KvmProbe, find_obstacle, probe_kvm
 from duovisor.hardware.memory import read_memory
 from duovisor.hardware.qemu import QemuAbilities, find_qemu
+from duovisor.hardware.resource_groups import find_groups_problem
 from duovisor.hardware.sandboxing import SandboxProbe, probe_sandbox
 from duovisor.process import ProgramNotFoundError
 
@@ -60,11 +61,15 @@ class Tools:
     setpriv: Path | None
     passt: Path | None
     qemu_storage_daemon: Path | None
+    systemd_run: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class HostCapabilities:
-    """One of ``qemu`` and ``qemu_problem`` is None. ``shm_free_mib`` is None without a ``/dev/shm``."""
+    """One of ``qemu`` and ``qemu_problem`` is None. ``shm_free_mib`` is None without a ``/dev/shm``.
+
+    ``groups_problem`` says why processes cannot be limited in groups; it is empty where they can.
+    """
 
     kvm: KvmProbe
     dev_kvm: DevKvm | None
@@ -77,6 +82,7 @@ class HostCapabilities:
     cpus: int
     shm_free_mib: int | None
     is_root: bool
+    groups_problem: str = ""
 
     def require_qemu(self) -> tuple[Path, QemuAbilities]:
         """The binary and its abilities; raises the error that asking it met."""
@@ -101,6 +107,7 @@ def read_capabilities(cache_dir: Path, *, refresh: bool = False) -> HostCapabili
     lasting = keep_lasting(kvm, qemu, sandbox)
     if lasting != cached:
         store(cache_dir, key, lasting)
+    is_root = os.geteuid() == 0
     return HostCapabilities(
         kvm=kvm,
         dev_kvm=find_dev_kvm(DEV_KVM),
@@ -112,7 +119,8 @@ def read_capabilities(cache_dir: Path, *, refresh: bool = False) -> HostCapabili
         memory_total_mib=read_memory(ROOT).total_mib,
         cpus=len(os.sched_getaffinity(0)),
         shm_free_mib=find_free_mib(SHM),
-        is_root=os.geteuid() == 0,
+        is_root=is_root,
+        groups_problem=find_groups_problem(ROOT, tools.systemd_run, os.environ, is_root=is_root),
     )
 
 
@@ -128,6 +136,7 @@ def find_tools(environ: Mapping[str, str]) -> Tools:
         setpriv=find("setpriv"),
         passt=find("passt"),
         qemu_storage_daemon=find("qemu-storage-daemon"),
+        systemd_run=find("systemd-run"),
     )
 
 

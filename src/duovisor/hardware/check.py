@@ -142,6 +142,13 @@ def check_guest_memory(design: Design, host: Host, capabilities: HostCapabilitie
     return Finding("guest memory", Level.OK, f"/dev/shm, {describe_mib(free_mib)} free")
 
 
+def check_limits(design: Design, host: Host, capabilities: HostCapabilities) -> Finding:
+    """What a VM may use is limited process by process, and where systemd does it, for the whole VM too."""
+    problem = capabilities.groups_problem
+    seen = f"each process by itself: {problem}" if problem else "each process, and each VM in a systemd scope"
+    return Finding("limits", Level.OK, seen)
+
+
 def check_io_uring(design: Design, host: Host, capabilities: HostCapabilities) -> Finding:
     """Disk requests go through io_uring; threads take its place."""
     if capabilities.qemu is not None and not capabilities.qemu.io_uring:
@@ -182,6 +189,7 @@ _COMMON: tuple[Callable[[Design, Host, HostCapabilities], Finding], ...] = (
     check_accelerator,
     check_memory,
     check_guest_memory,
+    check_limits,
     check_io_uring,
 )
 CHECKS = {

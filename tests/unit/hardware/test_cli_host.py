@@ -99,6 +99,7 @@ def test_text_of_verdicts(capsys: pytest.CaptureFixture[str]) -> None:
         "                                           shows vmx or svm",
         "memory        ok          ok               23.2 GiB of 23.5 GiB available",
         "guest memory  ok          ok               a tmpfs of our own",
+        "limits        ok          ok               each process, and each VM in a systemd scope",
         "io_uring      ok          ok               allowed",
         "sandbox       –           ok               bubblewrap, as root",
         "user network  –           ok, limited      passt is not installed: no user networking",
