@@ -68,19 +68,19 @@ class Backend:
         loop: EventLoop | None = None,
     ) -> None:
         self.connection = Connection(connected)
-        self.session = Session(self.connection, device, self, self._tell_successors)
+        self.session = Session(self.connection, device, self, self._state_changed)
         self.device = device
         self.inherited = False
         self.messages = 0
         self._page = page or Page.private()
-        self._successors = Successors(report)
+        self._successors = Successors(self._page, self.session.capture, report)
         self._poll_ns = poll_us * 1000
         self._window_ns = self._poll_ns
         self._idle_since_ns = 0
         self._report = report
         self._ready: list[Ring] = []
         self._ending: Ending | None = None
-        self._owns_loop = loop is None
+        self.owns_loop = loop is None
         self._loop = loop or EventLoop()
         self._watched: set[int] = set()
 
@@ -157,9 +157,9 @@ class Backend:
         self._successors.close()
         self.session.close()
         self.connection.close()
-        if self._owns_loop:
+        if self.owns_loop:
             self._loop.close()
-            self._owns_loop = False
+            self.owns_loop = False
 
     def watch(self, descriptor: int, callback: Callable[[], None]) -> None:
         """Call back, between two requests, while a descriptor of the caller's is readable."""
@@ -177,7 +177,7 @@ class Backend:
 
         A successor of the same name is replaced. False when this one cannot be told.
         """
-        return self._successors.add(name, sock, self._capture())
+        return self._successors.add(name, sock)
 
     def hand_over(self, name: str) -> bool:
         """Finish what is in flight and let a successor go on; ``run`` returns then.
@@ -186,12 +186,12 @@ class Backend:
         """
         if self._ending is not None or self.connection.incomplete:
             return False
-        if not self._successors.probe(name, self._capture()):
+        if not self._successors.probe(name):
             return False
         self.device.drain()
         if any(self._must_finish(ring) for ring in self.session.rings.all):
             return False
-        if not self._successors.let_go(name, self._capture()):
+        if not self._successors.let_go(name):
             return False
         self._ending = Ending.HANDED_OVER
         return True
@@ -224,15 +224,8 @@ class Backend:
             and not ring.failed
         )
 
-    def _capture(self) -> Snapshot:
-        snapshot = self.session.capture()
-        snapshot.serial = self._page.serial
-        return snapshot
-
-    def _tell_successors(self) -> None:
-        self._page.count_change()
-        if self._successors:
-            self._successors.tell(self._capture())
+    def _state_changed(self) -> None:
+        self._successors.tell()
 
     # Queues
 
@@ -297,7 +290,7 @@ class Backend:
 
     def _fail(self, ring: Ring, error: ChannelError) -> None:
         self.session.rings.fail(ring)
-        self._tell_successors()
+        self._state_changed()
         self._report(f"{error.message}; the queue rests until the guest resets the device")
 
     def _work_on(self, ring: Ring) -> bool:

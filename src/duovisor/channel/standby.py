@@ -192,6 +192,7 @@ class Standby:
         else:
             self._outcome = Outcome.TOOK_OVER
             self.backend, self._warm = warm, None
+            warm.owns_loop = self._owns_loop
 
     def _peek(self, warm: Backend) -> bytes | None:
         """The first unread byte of the connection, none at its end, ``None`` when nothing is there."""

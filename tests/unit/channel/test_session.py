@@ -21,7 +21,7 @@ from duovisor.channel.session import Session
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from duovisor.channel.rings import Ring
+    from duovisor.channel.ring import Ring
 
 pytestmark = pytest.mark.usefixtures("no_leak")
 
