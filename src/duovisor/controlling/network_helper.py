@@ -7,6 +7,7 @@ passt turns the guest's frames into the host's ordinary sockets without any priv
 
 from __future__ import annotations
 
+import resource
 import socket
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from duovisor.spec.vm import NicSpec
 
 GUEST, NETMASK, GATEWAY = "10.0.2.15", "24", "10.0.2.2"
+# passt's tables are 70 MB; each connection of the guest is a descriptor or two. Others share its uid:
+# a limit on processes would count theirs
+LIMITS = ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_DATA, 256 << 20), (resource.RLIMIT_NOFILE, 16384))
 GATEWAY_MAC = "52:55:0a:00:02:02"  # what QEMU's built-in user networking answers with
 
 
@@ -40,7 +44,7 @@ def start_network_helper(
 ) -> process.Process:
     """Start passt for the card whose socket ``name`` listens already.
 
-    ``record`` is told of the process before passt begins. Raises ``HostLacksError`` without passt and
+    It is limited, and ``record`` is told of it, before passt begins. Raises ``HostLacksError`` without passt,
     ``PartitionError`` when nobody listens.
     """
     if passt is None:
@@ -48,6 +52,12 @@ def start_network_helper(
             "user networking in the microkernelized design needs passt, which is not on this host",
             remedy="apt-get install passt, or use the monolithic design",
         )
+
+    def limit_and_record(started: process.Process) -> None:
+        limit_process(started.pid)
+        if record is not None:
+            record(started)
+
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
         try:
             channel.connect(str(run_dir / f"{name}.sock"))
@@ -58,5 +68,13 @@ def start_network_helper(
             role="network helper",
             log=run_dir / f"{name}.log",
             pass_fds=(channel.fileno(),),
-            record=record,
+            record=limit_and_record,
         )
+
+
+def limit_process(pid: int) -> None:
+    """Lower the process's limits to ours where they are higher."""
+    for kind, ours in LIMITS:
+        _, hard = resource.prlimit(pid, kind)
+        lower = ours if hard == resource.RLIM_INFINITY else min(ours, hard)
+        resource.prlimit(pid, kind, (lower, lower))
