@@ -155,7 +155,7 @@ def test_limits_grow_with_the_guest() -> None:
     small, large = build_limits(256), build_limits(4096)
     assert large.address_space_bytes - small.address_space_bytes == 4 * (4096 - 256) << 20
     assert small.address_space_bytes > 1 << 32
-    assert (small.data_bytes, small.open_files, small.threads) == (256 << 20, 2048, 512)
+    assert (small.data_bytes, small.open_files, small.threads) == (256 << 20, 4096, 512)
 
 
 def test_factory_command_line(tmp_path: Path) -> None:

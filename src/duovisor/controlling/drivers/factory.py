@@ -97,7 +97,7 @@ class Factory:
         try:
             pid = self._create(packet)
         except (DriverError, OSError) as error:
-            self._tell({**answer, "ok": False, "message": str(error)})
+            self._tell({**answer, "ok": False, "message": describe(error)})
             return
         finally:
             packet.close()
@@ -140,9 +140,14 @@ class Factory:
                 run_partition(birth, self._drivers)
             os.write(told, str(pid).encode())
         except OSError as error:
-            os.write(told, str(error).encode())
+            os.write(told, describe(error).encode())
         finally:
             os._exit(0)
+
+
+def describe(error: Exception) -> str:
+    """What went wrong, without Python's number in front of it."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def read_start_ticks(pid: int) -> int:

@@ -81,9 +81,12 @@ def run_partition(birth: Birth, drivers: dict[str, CreateDevice]) -> NoReturn:
 
 
 def say(who: str, line: str) -> None:
-    """One line in the log."""
-    sys.stderr.flush()
-    os.write(LOG, f"{who}: {line}\n".encode(errors="replace"))
+    """One line in the log, if there is room: a full disk is no reason to stop serving."""
+    try:
+        sys.stderr.flush()
+        os.write(LOG, f"{who}: {line}\n".encode(errors="replace"))
+    except OSError:
+        pass
 
 
 class Partition:

@@ -117,6 +117,10 @@ def build_filter() -> bytes:
     return b"".join(_INSTRUCTION.pack(*step) for step in [*program, _REFUSE])
 
 
+# built once, in the factory: 0.4 MB less of a partition's own pages
+_PROGRAM = build_filter()
+
+
 def filter_system_calls() -> None:
     """Confine this process and its threads to the list, for good; needs no_new_privs.
 
@@ -125,4 +129,4 @@ def filter_system_calls() -> None:
     machine = os.uname().machine
     if machine != "x86_64":
         raise DriverError(f"there is no list of system calls for {machine}, only for x86_64")
-    system_calls.set_filter(build_filter())
+    system_calls.set_filter(_PROGRAM)

@@ -41,6 +41,12 @@ _libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
 _libc.syscall.restype = ctypes.c_long
 
 
+class _FilterProgram(ctypes.Structure):
+    """struct sock_fprog of linux/filter.h."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
 def _check(result: int, what: str) -> None:
     if result < 0:
         number = ctypes.get_errno()
@@ -105,13 +111,7 @@ def forbid_inspection() -> None:
 
 def set_filter(program: bytes) -> None:
     """Install a seccomp filter: an array of ``struct sock_filter``, for good."""
-
-    class Program(ctypes.Structure):
-        """struct sock_fprog of linux/filter.h."""
-
-        _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
-
-    whole = Program(len(program) // 8, program)
+    whole = _FilterProgram(len(program) // 8, program)
     _prctl("seccomp", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(whole))
 
 

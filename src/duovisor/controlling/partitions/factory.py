@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 MAIN = "from duovisor.controlling.drivers.factory import main; main()"
 START_TIMEOUT_S = 10.0
+REMEDY = "this user must be allowed to make user namespaces; or run the service as root"
 
 
 class _Made(NamedTuple):
@@ -189,7 +190,8 @@ class PartitionFactory:
             identity = ProcessIdentity(message["pid"], message["start_ticks"])
             answer.set_result(_Made(identity, descriptors.pop()))
         else:
-            answer.set_exception(PartitionError(message["message"]))
+            remedy = "" if os.geteuid() == 0 else REMEDY
+            answer.set_exception(PartitionError(message["message"], remedy=remedy))
 
     def _end(self, reason: str) -> None:
         if self._ended:

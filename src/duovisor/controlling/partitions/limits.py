@@ -20,7 +20,7 @@ class PartitionLimits:
 
     address_space_bytes: int
     data_bytes: int = 256 * _MIB
-    open_files: int = 2048
+    open_files: int = 4096
     threads: int = 512
 
 
