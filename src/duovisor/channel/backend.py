@@ -233,12 +233,15 @@ class Backend:
         self._watch(self.connection.fileno(), self._serve_messages)
         if self.device.completion_descriptor is not None:
             self._watch(self.device.completion_descriptor, self._reap, edge=True)
-        if self.inherited:
-            for ring in self.session.begin():
-                try:
-                    self.session.rings.start_restored(ring)
-                except (QueueError, GuestMemoryError) as error:
-                    self._fail(ring, error)
+        if not self.inherited:  # what others know is about an earlier connection
+            self._page.busy = False
+            self._state_changed()
+            return
+        for ring in self.session.begin():
+            try:
+                self.session.rings.start_restored(ring)
+            except (QueueError, GuestMemoryError) as error:
+                self._fail(ring, error)
 
     def queue_started(self, ring: Ring) -> None:
         """Called by the session: wait for kicks, and look at once for what came before."""

@@ -149,6 +149,9 @@ class Standby:
                 self._decide()
 
     def _warm_up(self, snapshot: Snapshot) -> None:
+        if self._warm is not None and snapshot.serial == self._serial:
+            snapshot.close()  # nothing has changed
+            return
         self._cool_down()
         self._serial = snapshot.serial
         self._warm = Backend.resume(

@@ -37,6 +37,7 @@ class Disk:
         self.length = length
         self.loads: list[Load] = []
         self.outcomes: list[str] = []
+        self.again = True  # whether those who come next get a spare too
 
     def connect(self, *, die_at: int = 0, spare: bool = True, mortal: bool = False) -> None:
         """Start an active driver, which may die on the way, and its spare; end up with one of them."""
@@ -66,7 +67,7 @@ class Disk:
             self.outcomes.append(self.crew.promote()["event"])
             assert self.outcomes[-1] == "interrupted"
         assert self.crew.active is None or self.crew.active.gone
-        self.connect()
+        self.connect(spare=self.again)
 
     def settle(self) -> None:
         """If the active driver is gone, find out who goes on, and give that one a spare."""
@@ -77,11 +78,12 @@ class Disk:
             return
         self.outcomes.append(self.crew.promote()["event"])
         if self.outcomes[-1] == "took-over":
-            self.crew.add_spare()
+            if self.again:
+                self.crew.add_spare()
         else:
             assert self.outcomes[-1] == "interrupted"
             wait_until(lambda: self.crew.disconnected, "an interrupted connection is left open")
-            self.connect()
+            self.connect(spare=self.again)
 
     def submit(self) -> None:
         for load in self.loads:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 def live_and_die(disk: Disk, die_at: int) -> bool:
     """One life: set-up, a round of requests, a message, another round; False if the driver outlived it."""
+    disk.again = False
     disk.connect(die_at=die_at)
     mortal = disk.crew.all[0]
     for turn in range(2):
@@ -144,6 +145,8 @@ def test_killed_at_random_under_load(
     size = depth * queues * 2 * length
     with make_disk(nursery, image_bytes=size, queues=queues, length=length, depth=depth) as disk:
         disk.connect()
+        disk.submit()
+        disk.answer_all()  # so that no message is being answered any more
         for _ in range(kills):
             deadline = time.perf_counter() + source.uniform(0.0, 0.03)
             while time.perf_counter() < deadline:

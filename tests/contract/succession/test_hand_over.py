@@ -169,6 +169,21 @@ def test_an_old_snapshot_is_refused(nursery: Nursery) -> None:
         assert disk.crew.disconnected
 
 
+def test_a_snapshot_of_an_earlier_connection_is_refused(nursery: Nursery) -> None:
+    with make_disk(nursery) as disk:
+        disk.connect(spare=False)
+        held = disk.crew.add_heir().receive()
+        assert held is not None
+        assert disk.crew.active is not None
+        disk.crew.active.kill()
+        channel = disk.crew.start_active()
+        assert disk.crew.active.ask("statistics")["inherited"] is False
+        disk.crew.active.kill()  # before the first message
+        channel.close()
+        assert disk.crew.resume_from(held)["event"] == "interrupted"
+        held.close()
+
+
 def test_a_closed_front_end_leaves_nothing_to_serve(nursery: Nursery) -> None:
     with make_disk(nursery) as disk:
         disk.connect()
