@@ -50,6 +50,9 @@ class DiskFormat(StrEnum):
 
     RAW = "raw"
     QCOW2 = "qcow2"
+    VMDK = "vmdk"
+    VHDX = "vhdx"
+    VDI = "vdi"
 
 
 class CacheMode(StrEnum):
