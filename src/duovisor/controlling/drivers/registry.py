@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from duovisor.controlling.drivers import block
+from duovisor.controlling.drivers.failing import create_failing_device, create_parked_device
+from duovisor.controlling.drivers.formatted import create_formatted_device
+from duovisor.controlling.drivers.options import parse_block_options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,4 +16,16 @@ if TYPE_CHECKING:
     CreateDevice = Callable[[list[str], dict[str, int]], VirtioDevice]
     """From option words and named descriptors, which it owns; raises ``DriverError``."""
 
-DRIVERS: dict[str, CreateDevice] = {"block": block.create_device}
+
+def create_storage_device(words: list[str], descriptors: dict[str, int]) -> VirtioDevice:
+    """A disk on a raw ``image``, or with a ``replay`` log on what a format process makes of its file."""
+    if "replay" in descriptors:
+        return create_formatted_device(parse_block_options(words), descriptors)
+    return block.create_device(words, descriptors)
+
+
+DRIVERS: dict[str, CreateDevice] = {
+    "block": create_storage_device,
+    "failing-block": create_failing_device,
+    "parked-block": create_parked_device,
+}
