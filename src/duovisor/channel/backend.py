@@ -180,7 +180,7 @@ class Backend:
         return self._successors.add(name, sock)
 
     def hand_over(self, name: str) -> bool:
-        """Finish what is in flight and let a successor go on; ``run`` returns then.
+        """Finish what is in flight and let a successor go on, with what could not be; ``run`` returns.
 
         False when that is not possible, for there is none or it does not answer: this back end goes on.
         """
@@ -189,9 +189,8 @@ class Backend:
         if not self._successors.probe(name):
             return False
         self.device.drain()
-        if any(self._must_finish(ring) for ring in self.session.rings.all):
-            return False
         if not self._successors.let_go(name):
+            self._resubmit()
             return False
         self._ending = Ending.HANDED_OVER
         return True
@@ -215,14 +214,11 @@ class Backend:
             "inherited": self.inherited,
         }
 
-    def _must_finish(self, ring: Ring) -> bool:
-        queue = ring.queue
-        return (
-            queue.running
-            and bool(queue.in_flight)
-            and not self.device.holds_buffers(queue.index)
-            and not ring.failed
-        )
+    def _resubmit(self) -> None:
+        """Do again what the device could not finish, and forgot, when it was drained."""
+        for ring in self.session.rings.all:
+            if ring.queue.running and ring.queue.in_flight and not ring.failed:
+                self._start(ring, self.session.rings.restart)
 
     def _state_changed(self) -> None:
         self._successors.tell()
@@ -238,10 +234,13 @@ class Backend:
             self._state_changed()
             return
         for ring in self.session.begin():
-            try:
-                self.session.rings.start_restored(ring)
-            except (QueueError, GuestMemoryError) as error:
-                self._fail(ring, error)
+            self._start(ring, self.session.rings.start_restored)
+
+    def _start(self, ring: Ring, start: Callable[[Ring], None]) -> None:
+        try:
+            start(ring)
+        except (QueueError, GuestMemoryError) as error:
+            self._fail(ring, error)
 
     def queue_started(self, ring: Ring) -> None:
         """Called by the session: wait for kicks, and look at once for what came before."""

@@ -69,7 +69,10 @@ class VirtioDevice:
         """Complete and publish what finished elsewhere."""
 
     def drain(self) -> None:
-        """Wait for, complete and publish everything that is in flight."""
+        """Wait for, complete and publish everything in flight; forget what cannot be finished.
+
+        Whoever works on the queue next gets that again.
+        """
 
     def abandon(self) -> None:
         """The front end is gone: wait for what is in flight, touch no ring; a successor submits it again."""

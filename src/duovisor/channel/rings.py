@@ -157,6 +157,12 @@ class Rings:
         self._start(ring, self._find_log(ring) or region_of(ring.own_log))
         ring.queue.notify()
 
+    def restart(self, ring: Ring) -> None:
+        """Begin again with a running queue, as a successor would: with what its log says is in flight."""
+        self._events.queue_stopping(ring)
+        ring.queue.stop()
+        self.start_restored(ring)
+
     def _ring(self, index: int) -> Ring:
         if index >= len(self.all):
             raise ProtocolError(f"queue {index} does not exist; the device has {len(self.all)}")

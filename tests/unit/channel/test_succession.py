@@ -7,15 +7,17 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.unit.channel.echo_device import EchoDevice
+from tests.unit.channel.echo_device import EchoDevice, LateDevice, RunningBackend
+from tests.unit.channel.test_backend import EchoRequest
 from tests.unit.channel.test_session import Peer
 
 from duovisor.channel.backend import Backend
 from duovisor.channel.errors import ChannelError, ProtocolError
 from duovisor.channel.event_loop import EventLoop
+from duovisor.channel.frontend import FrontEnd
 from duovisor.channel.hang_probe import LOOKS_MIN, HangProbe
 from duovisor.channel.page import PAGE_BYTES, Page, create_page
-from duovisor.channel.snapshot import Snapshot, receive_snapshot, send_snapshot
+from duovisor.channel.snapshot import ANSWER, Snapshot, receive_snapshot, send_snapshot
 from duovisor.channel.standby import Outcome, Standby
 
 if TYPE_CHECKING:
@@ -226,6 +228,55 @@ def test_a_standby_driver_can_be_stopped() -> None:
     standby.stop()
     assert standby.run() is Outcome.STOPPED
     ours.close()
+
+
+# A hand-over that fails at the last moment
+
+
+class ForgetfulDevice(LateDevice):
+    """Cannot finish anything when it is drained; by then its successor is gone."""
+
+    def __init__(self, successor: socket.socket) -> None:
+        super().__init__()
+        self.successor = successor
+
+    def drain(self) -> None:
+        self.kept.clear()
+        self.successor.close()
+
+
+def test_what_was_forgotten_for_a_hand_over_is_done_when_it_fails() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.send(ANSWER)
+    device = ForgetfulDevice(ours)
+    running = RunningBackend(device)
+    order = os.eventfd(0)
+    outcomes: list[bool] = []
+
+    def obey() -> None:
+        os.eventfd_read(order)
+        running.backend.add_successor("spare", theirs)
+        outcomes.append(running.backend.hand_over("spare"))
+
+    running.backend.watch(order, obey)
+    with FrontEnd(memory_bytes=1 << 20, queue_size=8) as front:
+        front.connect(running.peer)
+        requests = [EchoRequest(front, b"r%d" % index) for index in range(3)]
+        for request in requests:
+            request.submit()
+            assert device.arrived.acquire(timeout=5)
+        os.eventfd_write(order, 1)
+        for _ in requests:
+            assert device.arrived.acquire(timeout=5)
+        assert outcomes == [False]
+        device.answer()
+        reaped: list[int] = []
+        while len(reaped) < len(requests):
+            reaped += [head for head, _ in front.queues[0].wait(5)]
+        assert sorted(reaped) == sorted(request.head for request in requests)
+        assert [bytes(request.answer) for request in requests] == [b"0r", b"1r", b"2r"]
+    assert running.close() is None
+    os.close(order)
 
 
 # The probe of a hang
