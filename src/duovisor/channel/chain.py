@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 DESCRIPTOR = Struct("=QIHH")  # address, length, flags, next
 DESCRIPTOR_BYTES = 16
 NEXT, WRITE, INDIRECT = 1, 2, 4
+OUT, IN = NEXT, NEXT | WRITE  # forms of a frame: the flags of its middle buffer
 MAX_CHAIN_LENGTH = 1024  # QEMU's VIRTQUEUE_MAX_SIZE and the kernel's IOV_MAX
 MAX_CHAIN_BYTES = 1 << 32  # virtio 1.2, section 2.7.5.2
 # Tables up to this length have an unpacker that is kept; those of all lengths would take 67 MB.
@@ -27,22 +28,106 @@ KEPT_TABLE_LENGTH = 256
 _unpackers: dict[int, Callable[..., tuple[int, ...]]] = {}
 
 
+class Frame:
+    """Where the buffers of the chain that nearly every storage request is lie: three, all inside ``view``.
+
+    The first is readable, at offset ``first`` with ``first_bytes``; the second is ``OUT`` (readable) or
+    ``IN`` (writable) as ``form`` says, its slice the only item of ``buffers``; the third is writable, at
+    ``last`` with ``last_bytes``. It is made from a checked indirect table and serves every chain that has
+    the same table again.
+    """
+
+    __slots__ = (
+        "buffers", "descriptors", "first", "first_bytes", "form", "last", "last_bytes", "middle_bytes",
+        "view",
+    )  # fmt: skip
+
+    def __init__(self, flat: tuple[int, ...], view: memoryview, origin: int) -> None:
+        first, middle, last = (address - origin for address in flat[::4])
+        self.first_bytes, self.middle_bytes, self.last_bytes = flat[1::4]
+        self.form = flat[6]
+        self.descriptors = flat
+        self.view = view
+        self.first = first
+        self.last = last
+        self.buffers = [view[middle : middle + self.middle_bytes]]
+
+
+def is_frame(flat: tuple[int, ...], origin: int, limit: int) -> bool:
+    """Whether a table is what a ``Frame`` needs, in memory of ``limit`` bytes at address ``origin``."""
+    first, first_bytes, flags, second, middle, middle_bytes, form, third, last, last_bytes, end, _ = flat
+    limit += origin
+    return (
+        (flags, second, third, end) == (NEXT, 1, 2, WRITE)
+        and (form == IN or form == OUT)
+        and first_bytes > 0
+        and middle_bytes > 0
+        and last_bytes > 0
+        and first_bytes + middle_bytes + last_bytes <= MAX_CHAIN_BYTES
+        and origin <= first <= limit - first_bytes
+        and origin <= middle <= limit - middle_bytes
+        and origin <= last <= limit - last_bytes
+    )
+
+
 class Chain:
     """One request: what the device reads, then what it writes.
 
-    ``readable`` and ``writable`` are slices of guest memory; the guest may change the bytes at any time, so
-    read each once. There is one object per head of a queue, filled anew for each request.
+    ``readable`` and ``writable`` are lists of slices of guest memory; the guest may change the bytes at any
+    time, so read each once. There is one object per head of a queue, filled anew for each request.
+    ``frame`` is there until somebody asks for the lists, if the chain has that form. ``written`` is for
+    ``Virtqueue.complete_all``.
     """
 
-    __slots__ = ("busy", "descriptors", "head", "queue", "readable", "writable")
+    __slots__ = (
+        "_readable", "_writable", "busy", "counter_place", "descriptors", "frame", "head", "link_place",
+        "queue", "state_place", "table_place", "written",
+    )  # fmt: skip
 
     def __init__(self, queue: Virtqueue, head: int) -> None:
         self.queue = queue
         self.head = head
         self.busy = False
-        self.readable: list[memoryview] = []
-        self.writable: list[memoryview] = []
+        self.written = 0
+        self.frame: Frame | None = None
         self.descriptors: Sequence[int] = ()
+        self._readable: list[memoryview] = []
+        self._writable: list[memoryview] = []
+        # where its words lie in the descriptor table and in the in-flight log
+        self.table_place = DESCRIPTOR_BYTES * head
+        self.state_place = 16 + 16 * head
+        self.link_place = 11 + 8 * head
+        self.counter_place = 3 + 2 * head
+
+    @property
+    def readable(self) -> list[memoryview]:
+        """What the device reads."""
+        if self.frame is not None:
+            self._split(self.frame)
+        return self._readable
+
+    @property
+    def writable(self) -> list[memoryview]:
+        """What the device writes."""
+        if self.frame is not None:
+            self._split(self.frame)
+        return self._writable
+
+    def set_buffers(self, readable: list[memoryview], writable: list[memoryview]) -> None:
+        """Say what the device reads and writes."""
+        self.frame = None
+        self._readable = readable
+        self._writable = writable
+
+    def _split(self, frame: Frame) -> None:
+        view = frame.view
+        readable = [view[frame.first : frame.first + frame.first_bytes]]
+        writable = [view[frame.last : frame.last + frame.last_bytes]]
+        if frame.form == IN:
+            writable[:0] = frame.buffers
+        else:
+            readable += frame.buffers
+        self.set_buffers(readable, writable)
 
 
 def table_unpacker(length: int) -> Callable[..., tuple[int, ...]]:
@@ -86,9 +171,8 @@ def map_chain(chain: Chain, descriptors: Sequence[int], memory: GuestMemory) -> 
     """Fill a chain from descriptors in order, across memory regions where a buffer spans several."""
     if sum(descriptors[1::4]) > MAX_CHAIN_BYTES:
         raise QueueError(f"queue {chain.queue.index} has a chain of more than {MAX_CHAIN_BYTES} bytes")
-    chain.descriptors = descriptors
-    chain.readable = readable = []
-    chain.writable = writable = []
+    readable: list[memoryview] = []
+    writable: list[memoryview] = []
     entries = iter(descriptors)
     for address, length, flags, _ in zip(entries, entries, entries, entries, strict=True):
         try:
@@ -103,3 +187,5 @@ def map_chain(chain: Chain, descriptors: Sequence[int], memory: GuestMemory) -> 
             readable += pieces
     if len(readable) + len(writable) > MAX_CHAIN_LENGTH:
         raise QueueError(f"queue {chain.queue.index} has a chain of more than {MAX_CHAIN_LENGTH} pieces")
+    chain.descriptors = descriptors
+    chain.set_buffers(readable, writable)

@@ -10,6 +10,8 @@ worked on; the used elements are stored, then ``used.idx``, and only then are th
 from __future__ import annotations
 
 import os
+from array import array
+from struct import Struct
 
 from duovisor.channel.chain import (
     DESCRIPTOR,
@@ -20,7 +22,9 @@ from duovisor.channel.chain import (
     NEXT,
     WRITE,
     Chain,
+    Frame,
     follow_table,
+    is_frame,
     map_chain,
     table_unpacker,
 )
@@ -42,6 +46,10 @@ AVAILABLE_NO_INTERRUPT = 1
 USED_NO_NOTIFY = 1
 NO_MEMORY = memoryview(b"")
 _NOTHING: list[Chain] = []
+_FRAMES_MAX = 1024  # a kilobyte each
+_HEAD = Struct("=QIH2x").unpack_from  # a descriptor without its link
+_FRAME_BYTES = 3 * DESCRIPTOR_BYTES
+_FRAME = Struct(f"{_FRAME_BYTES}s").unpack_from
 
 
 class Virtqueue:
@@ -51,11 +59,11 @@ class Virtqueue:
     """
 
     __slots__ = (
-        "_available", "_batch", "_chains", "_counter", "_event_idx", "_fence", "_indirect", "_inflight",
-        "_inflight_counters", "_inflight_halves", "_inflight_states", "_last_available", "_log",
-        "_log_address", "_mask", "_memory", "_notify_always", "_resubmit", "_table", "_used_halves",
-        "_used_index", "_used_words", "call_descriptor", "in_flight", "index", "notifications",
-        "progress", "running", "size",
+        "_available", "_batch", "_chains", "_counter", "_event_idx", "_fence", "_framed", "_frames",
+        "_indirect", "_inflight", "_inflight_counters", "_inflight_halves", "_inflight_states",
+        "_last_available", "_log", "_log_address", "_mask", "_memory", "_notify_always", "_resubmit",
+        "_table", "_used_halves", "_used_index", "_used_words", "call_descriptor", "in_flight", "index",
+        "notifications", "progress", "running", "size",
     )  # fmt: skip
 
     def __init__(self, index: int, memory: GuestMemory) -> None:
@@ -70,8 +78,10 @@ class Virtqueue:
         self._fence = make_memory_fence()
         self._log: DirtyLog | None = None
         self._log_address: int | None = None
-        self._batch: list[int] = []
+        self._batch: list[Chain] = []
         self._chains: list[Chain] = []
+        self._frames: dict[bytes, Frame] = {}
+        self._framed = NO_MEMORY  # the memory they are of
         self._resubmit: list[int] = []
         self._last_available = 0
 
@@ -135,6 +145,8 @@ class Virtqueue:
         """Let go of the ring; return the index from which a successor goes on."""
         self.running = False
         self._chains = []
+        self._frames.clear()
+        self._framed = NO_MEMORY
         self._resubmit = []
         self._table = self._available = self._used_halves = self._used_words = NO_MEMORY
         self._bind_inflight(make_private_inflight(1))
@@ -159,11 +171,38 @@ class Virtqueue:
             raise QueueError(
                 f"queue {self.index} of size {self.size} has {count} chains available, {self.in_flight} taken"
             )
-        chains, states, counters = self._chains, self._inflight_states, self._inflight_counters
-        mask, size, counter = self._mask, self.size, self._counter
+        if count == 1:
+            heads = [available[2 + (position & self._mask)]]
+        else:
+            start = 2 + (position & self._mask)
+            over = start + count - self.size - 2
+            heads = available[start : start + count].tolist()
+            if over > 0:
+                heads = heads[: count - over] + available[2 : 2 + over].tolist()
         popped: list[Chain] = []
-        for _ in range(count):
-            head = available[2 + (position & mask)]
+        try:
+            self._fetch(heads, popped)
+        finally:
+            self._last_available = (position + len(popped)) & 0xFFFF
+            self._counter += len(popped)
+            self.in_flight += len(popped)
+        return popped
+
+    def _fetch(self, heads: list[int], popped: list[Chain]) -> None:
+        """Mark each head in flight, add its chain to ``popped``, then read and check its descriptors.
+
+        Three buffers in one indirect table make a ``Frame``, which is kept: a guest uses its buffers again.
+        Every other chain is read by ``_load``, from a copy of its own.
+        """
+        chains, states, counters = self._chains, self._inflight_states, self._inflight_counters
+        table, frames, memory = self._table, self._frames, self._memory
+        view, origin, limit = memory.main_view, memory.main_start, memory.main_size
+        table_limit = limit - _FRAME_BYTES if self._indirect else -1
+        if view is not self._framed:
+            frames.clear()
+            self._framed = view
+        size, counter = self.size, self._counter
+        for head in heads:
             if head >= size:
                 raise QueueError(f"queue {self.index} of size {size} makes descriptor {head} available")
             chain = chains[head]
@@ -171,35 +210,48 @@ class Virtqueue:
                 raise QueueError(
                     f"queue {self.index} makes descriptor {head} available while it is in flight"
                 )
-            counters[3 + 2 * head] = counter
+            counters[chain.counter_place] = counter
             counter += 1
-            states[16 + 16 * head] = 1
-            position = (position + 1) & 0xFFFF
-            self._counter = counter
-            self._last_available = position
-            self.in_flight += 1
-            self._load(chain)
+            states[chain.state_place] = 1
+            chain.busy = True
             popped.append(chain)
-        return popped
+            address, length, flags = _HEAD(table, chain.table_place)
+            place = address - origin
+            if length != _FRAME_BYTES or flags != INDIRECT or place < 0 or place > table_limit:
+                self._load(chain)
+                continue
+            (key,) = _FRAME(view, place)
+            frame = frames.get(key)
+            if frame is None:
+                flat = table_unpacker(_FRAME_BYTES)(key, 0)
+                if not is_frame(flat, origin, limit):
+                    self._load_table(chain, flat)
+                    continue
+                if len(frames) >= _FRAMES_MAX:
+                    frames.clear()
+                frame = frames[key] = Frame(flat, view, origin)
+            chain.frame = frame
+            chain.descriptors = frame.descriptors
 
     def _pop_resubmitted(self) -> list[Chain]:
         """The chains that were in flight when the last back end ended, in the order it fetched them."""
         heads, self._resubmit = self._resubmit, []
         self.in_flight += len(heads)
-        for head in heads:
-            self._load(self._chains[head])
-        return [self._chains[head] for head in heads]
+        chains = [self._chains[head] for head in heads]
+        for chain in chains:
+            chain.busy = True
+            self._load(chain)
+        return chains
 
     def _load(self, chain: Chain) -> None:
         """Read the descriptors of a chain and map its buffers.
 
-        The common form, one indirect table in order and inside the largest memory region, is handled here;
-        any other, and every malformed one, by ``_load_any`` from the same copy.
+        One indirect table in order and inside the largest memory region is handled here; any other form, and
+        every malformed one, by ``_load_any`` from the same copy.
         """
-        chain.busy = True
         memory = self._memory
         view, start, limit = memory.main_view, memory.main_start, memory.main_size
-        address, length, flags, _ = DESCRIPTOR.unpack_from(self._table, chain.head << 4)
+        address, length, flags = _HEAD(self._table, chain.table_place)
         offset = address - start
         if flags != INDIRECT or not self._indirect or offset < 0 or offset + length > limit:
             self._load_any(chain)
@@ -208,9 +260,8 @@ class Virtqueue:
         if sum(flat[1::4]) > MAX_CHAIN_BYTES:
             self._load_table(chain, flat)
             return
-        chain.descriptors = flat
-        chain.readable = readable = []
-        chain.writable = writable = []
+        readable: list[memoryview] = []
+        writable: list[memoryview] = []
         entries = iter(flat)
         position = 0
         for address, length, flags, following in zip(entries, entries, entries, entries, strict=True):
@@ -225,6 +276,8 @@ class Virtqueue:
             else:
                 readable.append(view[offset:end])
             if not flags & NEXT:
+                chain.descriptors = flat
+                chain.set_buffers(readable, writable)
                 return
             position += 1
             if following != position:
@@ -287,9 +340,36 @@ class Virtqueue:
                 f"a request of queue {self.index} wrote {written} bytes, beyond 32 bits"
             ) from error
         halves = self._inflight_halves
-        halves[11 + 8 * head] = halves[LAST_BATCH_HEAD_HALF]
+        halves[chain.link_place] = halves[LAST_BATCH_HEAD_HALF]
         halves[LAST_BATCH_HEAD_HALF] = head
-        batch.append(head)
+        batch.append(chain)
+
+    def complete_all(self, chains: list[Chain]) -> None:
+        """As ``complete``, for chains whose ``written`` says how many bytes that was."""
+        log, batch, halves = self._log, self._batch, self._inflight_halves
+        start = ((self._used_index + len(batch)) & self._mask) * 2 + 1
+        link = halves[LAST_BATCH_HEAD_HALF]
+        elements: list[int] = []
+        for chain in chains:
+            if not chain.busy:
+                raise QueueError(f"chain {chain.head} of queue {self.index} is completed twice")
+            if log is not None:
+                self._mark_written(chain, log)
+            chain.busy = False
+            head = chain.head
+            elements += (head, chain.written)
+            halves[chain.link_place] = link
+            link = head
+        try:
+            words = array("I", elements)
+        except OverflowError as error:
+            raise QueueError(f"a request of queue {self.index} wrote more bytes than 32 bits hold") from error
+        space = 2 * self.size + 1 - start
+        self._used_words[start : start + len(words)] = words[:space]
+        if len(words) > space:
+            self._used_words[1 : 1 + len(words) - space] = words[space:]
+        halves[LAST_BATCH_HEAD_HALF] = link
+        batch += chains
 
     def publish(self) -> None:
         """Show the guest all completed chains, and notify it if it wants to know."""
@@ -301,8 +381,8 @@ class Virtqueue:
         new = (old + count) & 0xFFFF
         self._used_halves[1] = new
         states = self._inflight_states
-        for head in batch:
-            states[16 + 16 * head] = 0
+        for chain in batch:
+            states[chain.state_place] = 0
         self._inflight_halves[USED_INDEX_HALF] = new
         self._used_index = new
         self.in_flight -= count

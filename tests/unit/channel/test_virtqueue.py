@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
+from array import array
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,12 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.channel.guest import BOTH, BUFFERS, GUEST, MEMORY_BYTES, USER, Guest
 
-from duovisor.channel.chain import INDIRECT, NEXT, WRITE
+from duovisor.channel.chain import IN, INDIRECT, NEXT, OUT, WRITE
 from duovisor.channel.errors import GuestMemoryError, QueueError
 from duovisor.channel.features import RING_EVENT_IDX, RING_INDIRECT_DESC
+from duovisor.channel.memory import MemoryRegion
 from duovisor.channel.messages import VringAddress
 
 if TYPE_CHECKING:
+    import random
+
     from duovisor.channel.virtqueue import Virtqueue
 
 DATA = GUEST + BUFFERS
@@ -368,3 +372,137 @@ def test_a_ring_may_move_while_requests_are_in_flight(guest: Guest) -> None:
     queue.complete(chain, 0)
     queue.publish()
     assert guest.front.reap() == [(head, 0)]
+
+
+# Many at once
+
+
+def framed(guest: Guest, offset: int, form: int, middle: int) -> None:
+    """An indirect table at ``offset`` of three buffers, the second at guest address ``middle``."""
+    put(
+        guest,
+        offset,
+        descriptor(DATA, 16, NEXT, 1),
+        descriptor(middle, 4, form, 2),
+        descriptor(DATA + 16, 1, WRITE),
+    )
+
+
+@pytest.mark.parametrize("form", [OUT, IN])
+def test_three_buffers_make_a_frame_that_is_used_again(guest: Guest, form: int) -> None:
+    queue = guest.start_device()
+    framed(guest, BUFFERS + 0x1000, form, DATA + 64)
+    put(guest, 0, descriptor(DATA + 0x1000, 48, INDIRECT), descriptor(DATA + 0x1000, 48, INDIRECT))
+    guest.view[BUFFERS + 64 : BUFFERS + 68] = b"data"
+    guest.make_available(0)
+    guest.make_available(1)
+    first, second = queue.pop()
+    frame = first.frame
+    assert frame is not None
+    assert second.frame is frame
+    assert (frame.form, bytes(frame.buffers[0])) == (form, b"data")
+    assert [len(piece) for piece in first.readable] == ([16, 4] if form == OUT else [16])
+    assert [len(piece) for piece in first.writable] == ([1] if form == OUT else [4, 1])
+    assert first.frame is None  # its buffers are lists now, which their user may change
+    first.writable.pop()
+    assert len(second.writable) == (1 if form == OUT else 2)
+
+
+def test_a_table_that_changed_is_another_frame(guest: Guest) -> None:
+    queue = guest.start_device()
+    guest.view[BUFFERS + 64 : BUFFERS + 72] = b"onetwo.."
+    put(guest, 0, descriptor(DATA + 0x1000, 48, INDIRECT))
+    found = []
+    for place in (64, 67):
+        framed(guest, BUFFERS + 0x1000, OUT, DATA + place)
+        guest.make_available(0)
+        (chain,) = queue.pop()
+        found.append(bytes(chain.readable[1][:3]))
+        queue.complete(chain, 0)
+        queue.publish()
+    assert found == [b"one", b"two"]
+
+
+def test_no_frame_outlives_its_memory(guest: Guest) -> None:
+    queue = guest.start_device()
+    framed(guest, BUFFERS + 0x1000, OUT, DATA + 64)
+    put(guest, 0, descriptor(DATA + 0x1000, 48, INDIRECT), descriptor(DATA + 0x1000, 48, INDIRECT))
+    guest.make_available(0)
+    (before,) = queue.pop()
+    other = memoryview(bytearray(guest.view))
+    guest.memory.replace([MemoryRegion(GUEST, USER, other)])
+    queue.bind(guest.address)
+    other[BUFFERS + 64 : BUFFERS + 68] = b"new."
+    struct.pack_into("=HHHH", other, 16 * 8, 0, 2, 0, 1)
+    (chain,) = queue.pop()
+    assert bytes(chain.readable[1]) == b"new."
+    assert bytes(before.readable[1]) == bytes(4)
+
+
+@pytest.mark.parametrize("out", [-1, MEMORY_BYTES - 3])
+def test_a_frame_must_be_inside_its_memory(guest: Guest, out: int) -> None:
+    queue = guest.start_device()
+    framed(guest, BUFFERS + 0x1000, IN, GUEST + out)
+    put(guest, 0, descriptor(DATA + 0x1000, 48, INDIRECT))
+    guest.make_available(0)
+    with pytest.raises(QueueError, match="not in the guest's memory"):
+        queue.pop()
+
+
+def test_no_more_than_a_thousand_frames_are_kept(guest: Guest) -> None:
+    queue = guest.start_device()
+    put(guest, 0, descriptor(DATA + 0x1000, 48, INDIRECT))
+    for number in range(3000):
+        framed(guest, BUFFERS + 0x1000, OUT, DATA + 0x2000 + number)
+        guest.make_available(0)
+        (chain,) = queue.pop()
+        guest.view[BUFFERS + 0x2000 + number] = number & 0xFF
+        assert chain.readable[1][0] == number & 0xFF
+        queue.complete(chain, 0)
+        queue.publish()
+    assert len(queue._frames) <= 1024
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 8), min_size=1, max_size=30), st.randoms(use_true_random=False))
+def test_batches_of_any_size_go_there_and_back(sizes: list[int], chance: random.Random) -> None:
+    guest = Guest()
+    queue = guest.start_device()
+    heads = [guest.front.prepare([], [(DATA, 200)]) for _ in range(8)]
+    for size in sizes:
+        batch = chance.sample(heads, size)
+        guest.front.submit_all(array("H", batch))
+        chains = queue.pop()
+        assert [chain.head for chain in chains] == batch
+        chance.shuffle(chains)
+        for chain in chains:
+            chain.written = chain.head + 100
+        queue.complete_all(chains)
+        assert not guest.front.has_used()
+        queue.publish()
+        assert guest.front.has_used()
+        done = [chain.head for chain in chains]
+        if chance.random() < 0.5:
+            assert guest.front.reap_heads() == done
+        else:
+            assert guest.front.reap() == [(head, head + 100) for head in done]
+    assert queue.in_flight == guest.front.outstanding == 0
+    guest.close()
+
+
+def test_chains_cannot_be_completed_twice_together_either(guest: Guest) -> None:
+    queue = guest.start_device()
+    guest.front.submit(guest.front.prepare([(DATA, 1)], []))
+    (chain,) = queue.pop()
+    with pytest.raises(QueueError, match="completed twice"):
+        queue.complete_all([chain, chain])
+
+
+@pytest.mark.parametrize("written", [-1, 2**32])
+def test_chains_together_have_32_bits_for_what_was_written(guest: Guest, written: int) -> None:
+    queue = guest.start_device()
+    guest.front.submit(guest.front.prepare([(DATA, 1)], []))
+    (chain,) = queue.pop()
+    chain.written = written
+    with pytest.raises(QueueError, match="32 bits"):
+        queue.complete_all([chain])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 
+from duovisor.channel.chain import IN, OUT
 from duovisor.channel.device import VirtioDevice
 from duovisor.channel.errors import ProtocolError, QueueError
 from duovisor.controlling.drivers import block_layout as layout
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 LARGE_BYTES = 128 * 1024
 MAX_TRANSFER_BYTES = 1 << 30  # one segment of QEMU's is smaller; the length of a used element has 32 bits
 HEADER_BYTES = layout.REQUEST_HEADER.size
+HELPER_JOBS = 2  # large reads for the thread that copies beside the loop: one is done, one is next
 
 
 class BlockDevice(VirtioDevice):
@@ -111,53 +113,79 @@ class BlockDevice(VirtioDevice):
     # Requests
 
     def handle(self, queue: Virtqueue, chains: list[Chain]) -> None:
-        """Answer what can be answered at once, hand the rest to the pool."""
-        unpack, complete = layout.REQUEST_HEADER.unpack_from, queue.complete
+        """Answer what can be answered at once, hand the rest to the pool.
+
+        Reads and writes of one buffer are done here, in as few steps as can be; the rest is ``_serve``'s.
+        """
         image = self.image
         descriptor, size, nowait = image.descriptor, image.size, self._nowait
         limit = self._inline_limit(queue, chains)
+        write_limit = -1 if image.read_only or image.write_through else limit
+        unpack, preadv, pwritev = layout.REQUEST.unpack_from, os.preadv, os.pwritev
+        done: list[Chain] = []
         for chain in chains:
-            readable, writable = chain.readable, chain.writable
-            if not readable or not writable or len(readable[0]) != HEADER_BYTES or len(writable[-1]) != 1:
-                reframe(chain)
-                readable, writable = chain.readable, chain.writable
-            kind, _, sector = unpack(readable[0])
-            status = writable.pop()
-            offset = sector << layout.SECTOR_SHIFT
-            if kind == layout.REQUEST_IN:
-                length = len(writable[0]) if len(writable) == 1 else sum(map(len, writable))
-                if length & 511 or offset + length > size:
-                    status[0] = layout.STATUS_IO_ERROR
-                    complete(chain, 1)
-                elif length > limit:
-                    self._transfer(chain, status, length, length + 1, image.read, writable, offset)
-                else:
+            frame = chain.frame
+            if frame is not None and frame.first_bytes == HEADER_BYTES and frame.last_bytes == 1:
+                view, length = frame.view, frame.middle_bytes
+                kind, sector = unpack(view, frame.first)
+                offset = sector << layout.SECTOR_SHIFT
+                moved = -1
+                if offset + length <= size and not length & 511:
                     try:
-                        done = os.preadv(descriptor, writable, offset, nowait)
+                        if kind == layout.REQUEST_IN and frame.form == IN and length <= limit:
+                            moved = preadv(descriptor, frame.buffers, offset, nowait)
+                            chain.written = length + 1
+                        elif kind == layout.REQUEST_OUT and frame.form == OUT and length <= write_limit:
+                            moved = pwritev(descriptor, frame.buffers, offset)
+                            chain.written = 1
                     except OSError as error:
-                        self._read_refused(error)
-                        done = -1
-                    if done == length:
-                        status[0] = 0
-                        complete(chain, length + 1)
-                    else:
-                        self._submit(chain, status, length + 1, image.read, writable, offset)
+                        if frame.form == IN:
+                            self._read_refused(error)
+                if moved == length:
+                    view[frame.last] = 0
+                    done.append(chain)
+                    continue
+            if done:
+                queue.complete_all(done)
+                done = []
+            self._serve(chain, limit)
+        if done:
+            queue.complete_all(done)
+
+    def _serve(self, chain: Chain, limit: int) -> None:
+        """Answer a request of any form, or one that was tried in vain."""
+        image = self.image
+        readable, writable = chain.readable, chain.writable
+        if not readable or not writable or len(readable[0]) != HEADER_BYTES or len(writable[-1]) != 1:
+            reframe(chain)
+            readable, writable = chain.readable, chain.writable
+        kind, _, sector = layout.REQUEST_HEADER.unpack_from(readable[0])
+        status = writable.pop()
+        offset = sector << layout.SECTOR_SHIFT
+        if kind == layout.REQUEST_IN or kind == layout.REQUEST_OUT:
+            buffers = writable if kind == layout.REQUEST_IN else readable[1:]
+            length = sum(map(len, buffers))
+            if (
+                length & 511
+                or length > MAX_TRANSFER_BYTES
+                or offset + length > image.size
+                or (kind == layout.REQUEST_OUT and image.read_only)
+            ):
+                self._finish(chain, status, layout.STATUS_IO_ERROR)
             elif kind == layout.REQUEST_OUT:
-                del readable[0]
-                length = len(readable[0]) if len(readable) == 1 else sum(map(len, readable))
-                if length & 511 or offset + length > size or image.read_only:
-                    status[0] = layout.STATUS_IO_ERROR
-                    complete(chain, 1)
-                elif length > limit or image.write_through:
-                    self._transfer(chain, status, length, 1, image.write, readable, offset)
-                else:
-                    self._write_now(chain, status, readable, offset, length)
+                self._write(chain, status, buffers, offset, length <= limit)
+            elif length <= limit:
+                self._read(chain, status, buffers, offset, length)
+            elif image.direct:
+                self._submit(chain, status, length + 1, image.read, buffers, offset)
             else:
-                other = self._other.get(kind)
-                if other is None:
-                    self._finish(chain, status, layout.STATUS_UNSUPPORTED)
-                else:
-                    other(chain, status, offset)
+                self._share(chain, status, buffers, offset, length)
+        else:
+            other = self._other.get(kind)
+            if other is None:
+                self._finish(chain, status, layout.STATUS_UNSUPPORTED)
+            else:
+                other(chain, status, offset)
 
     def _inline_limit(self, queue: Virtqueue, chains: list[Chain]) -> int:
         """Up to how many bytes a request is done in the loop.
@@ -169,25 +197,60 @@ class BlockDevice(VirtioDevice):
             return MAX_TRANSFER_BYTES
         return -1 if self.image.direct else LARGE_BYTES
 
-    def _write_now(
+    def _read(
         self, chain: Chain, status: memoryview, buffers: list[memoryview], offset: int, length: int
     ) -> None:
+        """Read in the loop if that needs no waiting, else in the pool."""
+        moved = -1
         try:
-            if os.pwritev(self.image.descriptor, buffers, offset) != length:
-                self._submit(chain, status, 1, self.image.write, buffers, offset)
+            moved = os.preadv(self.image.descriptor, buffers, offset, self._nowait)
+        except OSError as error:
+            if self._read_refused(error):
+                self._read(chain, status, buffers, offset, length)
                 return
-            status[0] = 0
-        except OSError:
-            if self.image.direct:  # possibly misaligned; the pool knows what to do
-                self._submit(chain, status, 1, self.image.write, buffers, offset)
-                return
-            status[0] = layout.STATUS_IO_ERROR
-        chain.queue.complete(chain, 1)
+        if moved == length:
+            status[0] = layout.STATUS_OK
+            chain.queue.complete(chain, length + 1)
+        else:
+            self._submit(chain, status, length + 1, self.image.read, buffers, offset)
 
-    def _read_refused(self, error: OSError) -> None:
-        """A read that would wait goes to the pool; a file system without NOWAIT is not asked again."""
+    def _share(
+        self, chain: Chain, status: memoryview, buffers: list[memoryview], offset: int, length: int
+    ) -> None:
+        """Copy out of the page cache with two threads: a helper and the loop, each doing what it can.
+
+        More threads would do no more than fight for the interpreter; a loop that only hands over would wake
+        and sleep for each request.
+        """
+        pool = self._pool
+        if pool.outstanding < HELPER_JOBS:
+            pool.submit(Job(chain, status, length + 1, self.image.read, (buffers, offset)), 1)
+            return
+        self._read(chain, status, buffers, offset, length)
+        chain.queue.publish()
+        if pool.done:
+            self.reap()
+
+    def _write(
+        self, chain: Chain, status: memoryview, buffers: list[memoryview], offset: int, at_once: bool
+    ) -> None:
+        image = self.image
+        if at_once and not image.write_through:
+            try:
+                image.write(buffers, offset)
+            except OSError:
+                self._finish(chain, status, layout.STATUS_IO_ERROR)
+            else:
+                self._finish(chain, status, layout.STATUS_OK)
+        else:
+            self._submit(chain, status, 1, image.write, buffers, offset)
+
+    def _read_refused(self, error: OSError) -> bool:
+        """A file system without NOWAIT is not asked again: True. A read that would wait is the pool's."""
         if error.errno in (errno.EOPNOTSUPP, errno.EINVAL) and self._nowait and not self.image.direct:
             self._nowait = 0
+            return True
+        return False
 
     def _flush(self, chain: Chain, status: memoryview, _: int) -> None:
         self._submit(chain, status, 1, self.image.flush)
@@ -245,21 +308,6 @@ class BlockDevice(VirtioDevice):
         status[0] = code
         chain.queue.complete(chain, 1)
 
-    def _transfer(
-        self,
-        chain: Chain,
-        status: memoryview,
-        length: int,
-        written: int,
-        call: Callable[..., None],
-        buffers: list[memoryview],
-        offset: int,
-    ) -> None:
-        if length > MAX_TRANSFER_BYTES:
-            self._finish(chain, status, layout.STATUS_IO_ERROR)
-        else:
-            self._submit(chain, status, written, call, buffers, offset)
-
     def _submit(
         self, chain: Chain, status: memoryview, written: int, call: Callable[..., None], *arguments: object
     ) -> None:
@@ -314,5 +362,6 @@ def reframe(chain: Chain) -> None:
         if len(piece) > cut:
             rest.insert(0, piece[cut:])
     last = writable[-1]
-    chain.readable = [memoryview(header), *rest]
-    chain.writable = [*writable[:-1], *([last[:-1]] if len(last) > 1 else []), last[-1:]]
+    chain.set_buffers(
+        [memoryview(header), *rest], [*writable[:-1], *([last[:-1]] if len(last) > 1 else []), last[-1:]]
+    )

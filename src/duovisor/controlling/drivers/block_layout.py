@@ -30,6 +30,7 @@ STATUS_OK, STATUS_IO_ERROR, STATUS_UNSUPPORTED = 0, 1, 2
 UNMAP = 1
 
 REQUEST_HEADER = Struct("=IIQ")  # type, reserved, sector
+REQUEST = Struct("=I4xQ")  # the same header: type and sector
 RANGE = Struct("=QII")  # sector, number of sectors, flags: one segment of DISCARD or WRITE_ZEROES
 
 WCE_OFFSET = 32

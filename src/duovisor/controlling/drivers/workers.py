@@ -51,10 +51,10 @@ class WorkerPool:
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._started: list[Thread] = []
 
-    def submit(self, job: Job) -> None:
-        """Hand over a job; it comes back through ``done``."""
+    def submit(self, job: Job, threads: int | None = None) -> None:
+        """Hand over a job, starting up to ``threads`` threads for it; it comes back through ``done``."""
         self.outstanding += 1
-        if len(self._started) < min(self.threads, self.outstanding):
+        if len(self._started) < min(threads or self.threads, self.outstanding):
             thread = Thread(target=self._work, daemon=True)
             thread.start()
             self._started.append(thread)
