@@ -6,6 +6,7 @@ import array
 import contextlib
 import mmap
 import os
+import select
 import socket
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,7 @@ class HostilePeer:
         """Send as it is; the descriptors belong to the call. A back end that has left is no error."""
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            select.select([], [self.connection.socket], [], TIMEOUT_S)  # the back end may be slow
             self.connection.socket.sendmsg([data], ancillary if descriptors else [])
         for descriptor in descriptors:
             os.close(descriptor)
