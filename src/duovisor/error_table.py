@@ -59,6 +59,7 @@ MEANINGS: dict[str, Meaning] = {
     "controlling": _FAILED,
     "name-in-use": _CONFLICT,
     "vm-not-found": _NOT_FOUND,
+    "device-not-found": _NOT_FOUND,
     "revision-conflict": Meaning(412, 4),
     "busy": _CONFLICT,
     "shutdown-timeout": _TIMED_OUT,

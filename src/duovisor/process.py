@@ -249,6 +249,15 @@ class Process:
             select.select([self._pidfd], [], [])
         return self._reap()
 
+    def duplicate_pidfd(self) -> int:
+        """A pidfd for another process to watch this one by; the caller closes it.
+
+        Raises ``ProcessLookupError`` when it has ended and been seen to.
+        """
+        if self._pidfd is None:
+            raise ProcessLookupError(f"{self.role} {self.pid} has ended")
+        return os.dup(self._pidfd)
+
     def release(self) -> None:
         """Let go of a program that goes on without us."""
         if self._popen is not None:

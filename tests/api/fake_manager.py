@@ -12,7 +12,10 @@ import uuid
 from typing import TYPE_CHECKING
 
 from duovisor.controlling.anatomy import Anatomy, ProcessAnatomy
+from duovisor.controlling.description import Duty
+from duovisor.controlling.supervision.records import DeviceState, DriverStatus, Replacement
 from duovisor.controlling.vms.errors import (
+    DeviceNotFoundError,
     RevisionConflictError,
     ShutdownTimeoutError,
     VmNameInUseError,
@@ -158,6 +161,12 @@ class FakeVmManager:
     async def reset(self, name: str) -> VmView:
         return self._enter(name, State.RUNNING, EventKind.RESET)
 
+    async def replace_driver(self, name: str, device: str, *, latest: bool) -> Replacement:
+        self._require(await self.get(name), State.RUNNING, State.PAUSED)
+        if device != "disk0":
+            raise DeviceNotFoundError(f"{name} has no driver partition {device!r}")
+        return Replacement(100, 200, "aaa", "bbb" if latest else "aaa", 2.5)
+
     async def anatomy(self, name: str) -> Anatomy:
         vm = await self.get(name)
         self._require(vm, State.RUNNING, State.PAUSED)
@@ -176,13 +185,20 @@ class FakeVmManager:
     def _enter(self, name: str, state: State, kind: EventKind) -> VmView:
         vm = self._vms[name]
         running = state in (State.RUNNING, State.PAUSED)
-        driver = ProcessStatus(role="storage", pid=os.getpid(), device="disk0", state=ProcessState.RUNNING)
+        driver = ProcessStatus(
+            role="storage", pid=os.getpid(), device="disk0", state=ProcessState.RUNNING, duty=Duty.ACTIVE
+        )
+        device = DriverStatus(
+            device="disk0", state=DeviceState.RUNNING, pid=os.getpid(), spare_pid=None, code="aaa",
+            deaths=3, last_pause_ms=1.5, reason="",
+        )  # fmt: skip
         status = VmStatus(
             state=state,
             accelerator=Accelerator.TCG if running else None,
             pid=os.getpid() if running else None,
             started_at=now() if running else None,
             processes=(driver,) if running else (),
+            drivers=(device,) if running else (),
         )
         self._emit(VmEvent(kind=kind, name=name, uuid=vm.record.uuid))
         return self._keep(vm.model_copy(update={"status": status}))

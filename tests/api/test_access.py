@@ -37,6 +37,8 @@ NEEDS = {
     "resume_vm": "operator",
     "reset_vm": "operator",
     "cancel_operation": "operator",
+    "restart_driver": "operator",
+    "update_driver": "operator",
     "create_vm": "administrator",
     "update_vm": "administrator",
     "delete_vm": "administrator",

@@ -28,6 +28,26 @@ def test_a_vm_lives_a_whole_life(api: Api, name: str) -> None:
     assert api.get(f"/v1/vms/{name}-b").json()["code"] == "vm-not-found"
 
 
+@pytest.mark.parametrize(("how", "code"), [("restart", "same code"), ("update", "code aaa → bbb")])
+def test_a_driver_is_replaced(api: Api, name: str, how: str, code: str) -> None:
+    api.make_vm(name)
+    assert api.post(f"/v1/drivers/{name}-not/disk0/{how}").json()["code"] == "vm-not-found"
+    stopped = api.finish(api.post(f"/v1/drivers/{name}/disk0/{how}"))
+    assert stopped["error"]["code"] == "wrong-state"
+    api.act(name, "start")
+    driver = next(d for d in api.get("/v1/drivers").json()["items"] if d["vm"] == name)
+    assert (driver["duty"], driver["code"], driver["deaths"], driver["last_pause_ms"]) == (
+        "active",
+        "aaa",
+        3,
+        1.5,
+    )
+    done = api.finish(api.post(f"/v1/drivers/{name}/disk0/{how}"))
+    assert (done["state"], done["message"]) == ("done", f"disk0: pid 100 → 200, {code}, paused 2.5 ms")
+    missing = api.finish(api.post(f"/v1/drivers/{name}/disk7/{how}"))
+    assert missing["error"]["code"] == "device-not-found"
+
+
 def test_a_list_comes_in_pages(api: Api, name: str) -> None:
     names = [f"{name}-{index}" for index in range(5)]
     for each in names:

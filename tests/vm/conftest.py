@@ -24,6 +24,7 @@ from duovisor.controlling.images.boot import add_image
 from duovisor.controlling.images.probe import PORT_NAME, build_probe_image
 from duovisor.controlling.images.probe_client import connect_probe
 from duovisor.controlling.machine import start_machine
+from duovisor.controlling.supervision.records import ignore_driver_events
 from duovisor.directories import Directories, find_directories
 from duovisor.hardware.capabilities import HostCapabilities, read_capabilities
 from duovisor.process import ProgramNotFoundError
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from duovisor.controlling.images.probe_client import ProbeClient
     from duovisor.controlling.images.probe_protocol import BootReport
     from duovisor.controlling.machine import Machine
+    from duovisor.controlling.supervision.records import Tell
 
 BOOT_TIMEOUT_S = 90.0
 
@@ -129,13 +131,13 @@ async def boot(
     """Boot the probe guest: ``await boot(design, **specification)``."""
     async with AsyncExitStack() as stack:
 
-        async def start(design: str, **document: Any) -> Guest:
+        async def start(design: str, tell: Tell = ignore_driver_events, **document: Any) -> Guest:
             full = {"name": f"t-{design[:5]}", "memory_mib": 256, "design": design, **document}
             spec = build_spec(add_image(full, probe_image))
-            machine = await stack.enter_async_context(start_machine(spec, capabilities, folders))
+            machine = await stack.enter_async_context(start_machine(spec, capabilities, folders, tell=tell))
             probe = await stack.enter_async_context(connect_probe(machine.port_path(PORT_NAME)))
             waiting = asyncio.create_task(probe.wait_booted(BOOT_TIMEOUT_S))
-            lost = asyncio.create_task(machine.wait_partition_lost())
+            lost = asyncio.create_task(machine.wait_device_lost())
             done, _ = await asyncio.wait({waiting, lost}, return_when=asyncio.FIRST_COMPLETED)
             lost.cancel()
             if waiting not in done:

@@ -8,7 +8,9 @@ it running for ``Machine.adopt``, in this process or another.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import socket
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -26,13 +28,16 @@ from duovisor.controlling.description import (
 from duovisor.controlling.errors import PartitionError
 from duovisor.controlling.leftovers import adopt_process
 from duovisor.controlling.machine_checks import check_start
+from duovisor.controlling.machine_devices import plan_disk
 from duovisor.controlling.machine_place import Place, make_place
 from duovisor.controlling.memory_folder import open_memory_folder
 from duovisor.controlling.network_helper import start_network_helper
-from duovisor.controlling.partition import PartitionEnvironment, start_storage_partition
-from duovisor.controlling.python_runtime import find_python_files
+from duovisor.controlling.supervision.adoption import adopt_crew, adopt_image
+from duovisor.controlling.supervision.device import DeviceSupervisor
+from duovisor.controlling.supervision.factories import Factories
+from duovisor.controlling.supervision.records import ignore_driver_events
 from duovisor.hardware.accelerator import AcceleratorDecision
-from duovisor.hypervisor.errors import VmmGoneError
+from duovisor.hypervisor.errors import VmmGoneError, WrongStateError
 from duovisor.hypervisor.qemu.console import CONSOLE_SOCKET, port_socket
 from duovisor.hypervisor.qemu.disks import disk_socket
 from duovisor.hypervisor.qemu.nics import nic_socket
@@ -45,6 +50,8 @@ if TYPE_CHECKING:
 
     from duovisor.controlling.machine_checks import CheckedStart
     from duovisor.controlling.run_folder import RunFolder
+    from duovisor.controlling.supervision.plan import DevicePlan
+    from duovisor.controlling.supervision.records import Tell
     from duovisor.directories import Directories
     from duovisor.hardware.capabilities import HostCapabilities
     from duovisor.hypervisor.plan import LaunchPlan
@@ -55,17 +62,29 @@ SHUTDOWN_GRACE_S = 20.0
 
 
 class Machine:
-    """A running virtual machine: its VMM, the processes beside it, and its console."""
+    """A running virtual machine: its VMM, the drivers and helpers beside it, and its console.
 
-    def __init__(self, description: MachineDescription, vmm: Vmm, place: Place) -> None:
+    ``devices`` are those whose drivers are supervised; ``helpers`` are processes that nobody can succeed.
+    """
+
+    def __init__(
+        self, description: MachineDescription, vmm: Vmm, place: Place, factories: Factories, tell: Tell
+    ) -> None:
         self.spec = description.spec
         self.decision = AcceleratorDecision(description.accelerator, description.accelerator_reason)
         self.description = description
         self.vmm = vmm
         self.run_dir = place.folder.path
-        self.partitions: dict[str, Process] = {}
+        self.devices: dict[str, DeviceSupervisor] = {}
+        self.helpers: dict[str, Process] = {}
         self.console: Console
         self._place = place
+        self._factories = factories
+        self._tell = tell
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
 
     @classmethod
     async def start(
@@ -73,6 +92,8 @@ class Machine:
         spec: VirtualMachineSpec,
         capabilities: HostCapabilities,
         directories: Directories,
+        factories: Factories,
+        tell: Tell = ignore_driver_events,
         *,
         uuid: str = "",
         die_with_owner: bool = False,
@@ -80,16 +101,18 @@ class Machine:
     ) -> Machine:
         """Start a VM in the design of its specification.
 
-        ``uuid`` names it to who may adopt it; without one it is undone when its owner was killed.
-        ``die_with_owner``: the kernel ends the VM's processes when this one is killed. What the guest prints
-        is kept in ``console_log``, by default in the run folder. Raises ``DuovisorError``, with everything
-        undone; every check that can be made is made before the first process starts.
+        ``factories`` make the partitions of its drivers, and ``tell`` is told what happens to those. ``uuid``
+        names it to who may adopt it; without one it is undone when its owner was killed. ``die_with_owner``:
+        its VMM ends when this process is killed. What the guest prints is kept in ``console_log``, by default
+        in the run folder. Raises ``DuovisorError``, with everything undone; every check that can be made is
+        made before the first process starts.
         """
         checked = check_start(spec, capabilities)
         place = await make_place(spec.name, directories, checked.open_disks)
         try:
             plan = checked.build_plan(place.folder.path, place.memory.path / spec.name)
-            machine = cls(_describe(checked, plan, uuid), Vmm(plan, place.folder.path, checked.tools), place)
+            vmm = Vmm(plan, place.folder.path, checked.tools)
+            machine = cls(_describe(checked, plan, uuid), vmm, place, factories, tell)
         except BaseException:
             place.remove()
             raise
@@ -97,7 +120,7 @@ class Machine:
             machine._write(machine.description)  # from here on a successor can undo what we do
             machine.vmm.prepare()
             if spec.design is Design.MICROKERNELIZED:
-                machine._start_partitions(checked, directories.cache)
+                await machine._start_devices(checked)
             log = console_log or machine.run_dir / "console.log"
             machine.vmm.launch(log, die_with_owner=die_with_owner, record=machine._record)
             await machine._run()
@@ -109,23 +132,33 @@ class Machine:
 
     @classmethod
     async def adopt(
-        cls, folder: RunFolder, description: MachineDescription, directories: Directories, console_log: Path
+        cls,
+        folder: RunFolder,
+        description: MachineDescription,
+        directories: Directories,
+        console_log: Path,
+        factories: Factories,
+        tell: Tell = ignore_driver_events,
     ) -> Machine:
         """Take over a VM that runs without an owner; ``folder`` is its run folder and goes over to it.
 
-        Partitions that have ended meanwhile are missing from ``partitions``. Raises ``VmmGoneError`` when the
-        VMM has ended, ``VmmStartError`` when it never ran its guest, ``QmpError`` or ``QmpTimeoutError``;
-        then nothing has changed and ``folder`` is the caller's.
+        A device without a driver gets one; helpers that have ended meanwhile are missing from ``helpers``.
+        Raises ``VmmGoneError`` when the VMM has ended, ``VmmStartError`` when it never ran its guest,
+        ``QmpError`` or ``QmpTimeoutError``; then nothing has changed and ``folder`` is the caller's.
         """
         place = Place(folder, open_memory_folder(directories.runtime))
-        machine = cls(description, Vmm(description.build_plan(), folder.path), place)
-        running = {each.device: adopt_process(each, folder.path) for each in description.processes}
-        vmm = running.pop("", None)
-        machine.partitions = {name: process for name, process in running.items() if process is not None}
+        vmm = Vmm(description.build_plan(), folder.path)
+        machine = cls(description, vmm, place, factories, tell)
+        others = [each for each in description.processes if not each.control]
+        running = {each.device: adopt_process(each, folder.path) for each in others}
+        found = running.pop("", None)
+        machine.helpers = {name: process for name, process in running.items() if process is not None}
         try:
-            if vmm is None:
+            if found is None:
                 raise VmmGoneError(f"{description.spec.name}: the VMM has ended")
-            await machine.vmm.adopt(vmm)
+            await machine.vmm.adopt(found)
+            if machine.spec.design is Design.MICROKERNELIZED:
+                await machine._adopt_devices()
             await machine._settle(console_log, adopted=True)
         except BaseException:
             await machine._let_go()
@@ -137,9 +170,11 @@ class Machine:
         """End the VM and remove all it left on the host; the disks' content stays."""
         async with AsyncExitStack() as stack:
             stack.callback(self._place.remove)
-            for partition in self.partitions.values():
+            for helper in self.helpers.values():
                 # with the VMM gone their channel is closed and most have ended by themselves
-                stack.push_async_callback(partition.stop, grace_s=1.0)
+                stack.push_async_callback(helper.stop, grace_s=1.0)
+            for device in self.devices.values():
+                stack.push_async_callback(device.end)
             stack.push_async_callback(self.vmm.clean_up)
             stack.push_async_callback(self._close_console)
 
@@ -150,9 +185,11 @@ class Machine:
 
     async def _let_go(self) -> None:
         await self._close_console()
+        for device in self.devices.values():
+            await device.detach()
         await self.vmm.detach()
-        for partition in self.partitions.values():
-            partition.release()
+        for helper in self.helpers.values():
+            helper.release()
 
     async def _close_console(self) -> None:
         if hasattr(self, "console"):
@@ -171,9 +208,10 @@ class Machine:
             return False
         return True
 
-    async def wait_partition_lost(self) -> PartitionError:
-        """Wait until a partition ends while it should serve, and return what to say about it."""
-        waits = {asyncio.create_task(p.wait(), name=name): name for name, p in self.partitions.items()}
+    async def wait_device_lost(self) -> PartitionError:
+        """Wait until a device is given up, or a helper ends while it should serve; return what to say."""
+        waits = {asyncio.create_task(p.wait(), name=name): name for name, p in self.helpers.items()}
+        waits |= {asyncio.create_task(d.failed.wait(), name=name): name for name, d in self.devices.items()}
         try:
             if not waits:
                 await asyncio.Future()  # nothing can be lost
@@ -184,9 +222,51 @@ class Machine:
                 task.cancel()
 
     def describe_loss(self, name: str) -> PartitionError:
-        """What to say of the partition of the device ``name``, which has ended."""
-        lost = self.partitions[name]
-        return PartitionError(f"{self.spec.name}: {lost.role} of {name}: {lost.failure().message}")
+        """What to say of the device ``name``, whose driver or helper is lost."""
+        if name in self.devices:
+            lost = self.devices[name]
+            return PartitionError(f"{self.spec.name}: {lost.plan.role} of {name}: {lost.reason}")
+        helper = self.helpers[name]
+        return PartitionError(f"{self.spec.name}: {helper.role} of {name}: {helper.failure().message}")
+
+    # What a device's supervisor needs of its VM
+
+    def connect(self, device: str) -> socket.socket:
+        """A fresh connection to the device's channel. Raises ``PartitionError`` when nobody listens."""
+        channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            channel.connect(str(self.vmm.socket_path(device)))
+        except OSError as error:
+            channel.close()
+            raise PartitionError(f"channel {device} of {self.spec.name} refuses: {error}") from error
+        return channel
+
+    def record(self) -> None:
+        """Write down which processes there are."""
+        fixed = [each for each in self.description.processes if not each.control]
+        crews = [each for device in self.devices.values() for each in device.crew.describe()]
+        self._write(self.description.model_copy(update={"processes": (*fixed, *crews)}))
+
+    async def wait_ended(self, *, timeout_s: float) -> bool:
+        """Whether the VMM has ended, or does within that time."""
+        try:
+            await self.vmm.wait_ended(timeout_s=timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    async def pause(self) -> bool:
+        """Stop the processors; False when they did not run."""
+        try:
+            await self.vmm.pause()
+        except WrongStateError:
+            return False
+        return True
+
+    async def resume(self) -> None:
+        """Let the processors go on."""
+        with contextlib.suppress(WrongStateError):
+            await self.vmm.resume()
 
     def _write(self, description: MachineDescription) -> None:
         self.description = description
@@ -197,30 +277,37 @@ class Machine:
         processes = (*self.description.processes, describe_process(process, device))
         self._write(self.description.model_copy(update={"processes": processes}))
 
-    def _start_partitions(self, checked: CheckedStart, cache_dir: Path) -> None:
-        tools = checked.tools
-        environment = PartitionEnvironment(
-            vm_name=self.spec.name,
-            run_dir=self.run_dir,
-            tools=tools,
-            python_files=find_python_files(cache_dir, (tools.setpriv,) if tools.as_root else ()),
-        )
-        for index, (disk, opened) in enumerate(zip(self.spec.disks, checked.disks, strict=True)):
-            name = disk_socket(index)
-            self.partitions[name] = start_storage_partition(
-                environment, name, disk, opened, partial(self._record, device=name)
-            )
+    async def _start_devices(self, checked: CheckedStart) -> None:
+        for index, opened in enumerate(checked.disks):
+            self._add_device(plan_disk(self.spec, index, {"image": opened.descriptor}))
+        await asyncio.gather(*(device.start() for device in self.devices.values()))
         passt = checked.capabilities.tools.passt
         for index, nic in enumerate(self.spec.nics):
             name = nic_socket(index)
-            self.partitions[name] = start_network_helper(
+            self.helpers[name] = start_network_helper(
                 passt, self.run_dir, name, nic, partial(self._record, device=name)
             )
 
+    def _add_device(self, plan: DevicePlan) -> DeviceSupervisor:
+        supervisor = DeviceSupervisor(plan, self, self._factories, self._tell)
+        self.devices[plan.device] = supervisor
+        return supervisor
+
+    async def _adopt_devices(self) -> None:
+        """Take over the drivers; an image that no living driver holds is opened and locked again."""
+        for index, disk in enumerate(self.spec.disks):
+            name = disk_socket(index)
+            found = [each for each in self.description.processes if each.device == name and each.control]
+            image = adopt_image(disk, [each.pid for each in found])
+            self._place.disks.callback(image.close)
+            device = self._add_device(plan_disk(self.spec, index, {"image": image.descriptor}))
+            await adopt_crew(device.crew, found, self)
+            device.supervise()
+
     async def _run(self) -> None:
-        """Start the processors; a partition that dies meanwhile would leave the VMM waiting for ever."""
+        """Start the processors; a device that is given up meanwhile would leave the VMM waiting for ever."""
         run = asyncio.create_task(self.vmm.run())
-        lost = asyncio.create_task(self.wait_partition_lost())
+        lost = asyncio.create_task(self.wait_device_lost())
         try:
             await asyncio.wait({run, lost}, return_when=asyncio.FIRST_COMPLETED)
             if not run.done():
@@ -237,7 +324,8 @@ class Machine:
         self.console = await Console.connect(socket_path, console_log, resume=adopted)
         processes = sorted(map(find_program, self.description.processes), key=lambda each: not each.is_vmm)
         changes = {"phase": Phase.RUNNING, "owner_pid": os.getpid(), "processes": tuple(processes)}
-        self._write(self.description.model_copy(update=changes))
+        self.description = self.description.model_copy(update=changes)
+        self.record()
 
 
 @asynccontextmanager
@@ -246,17 +334,21 @@ async def start_machine(
     capabilities: HostCapabilities,
     directories: Directories,
     *,
+    tell: Tell = ignore_driver_events,
     die_with_owner: bool = True,
 ) -> AsyncIterator[Machine]:
     """Start a VM in the foreground; on leaving, end it and remove all it left.
 
     Raises as ``Machine.start``.
     """
-    machine = await Machine.start(spec, capabilities, directories, die_with_owner=die_with_owner)
-    try:
+    factories = Factories(directories.runtime, end_with_owner=die_with_owner)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(factories.close)
+        machine = await Machine.start(
+            spec, capabilities, directories, factories, tell, die_with_owner=die_with_owner
+        )
+        stack.push_async_callback(machine.clean_up)
         yield machine
-    finally:
-        await machine.clean_up()
 
 
 def _describe(checked: CheckedStart, plan: LaunchPlan, uuid: str) -> MachineDescription:

@@ -121,7 +121,7 @@ def read_logs(machine: Machine) -> dict[str, str]:
     """The ends of a VM's logs by file name, and the command lines that made it."""
     logs = {path.name: path.read_bytes()[-LOG_BYTES:].decode(errors="replace")
             for path in machine.run_dir.glob("*.log")}  # fmt: skip
-    processes = [machine.vmm.process, *machine.partitions.values()]
+    processes = [machine.vmm.process, *machine.helpers.values()]
     commands = [as_command_line(process.argv) for process in processes if process is not None]
     return {**logs, "commands.txt": "\n\n".join(commands) + "\n"}
 

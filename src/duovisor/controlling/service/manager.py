@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from duovisor.controlling.anatomy import Anatomy
+    from duovisor.controlling.supervision.records import Replacement
     from duovisor.controlling.vms.records import Autostart, Page, Progress, RecoveryReport, VmView
     from duovisor.spec.vm import VirtualMachineSpec
 
@@ -62,6 +63,8 @@ class VmManager(Protocol):
     async def resume(self, name: str) -> object: ...
 
     async def reset(self, name: str) -> object: ...
+
+    async def replace_driver(self, name: str, device: str, *, latest: bool) -> Replacement: ...
 
     async def anatomy(self, name: str) -> Anatomy: ...
 

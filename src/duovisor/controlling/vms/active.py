@@ -6,18 +6,20 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
+from duovisor.controlling.vms.errors import DeviceNotFoundError
 from duovisor.errors import DuovisorError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from duovisor.controlling.machine import Machine
+    from duovisor.controlling.supervision.device import DeviceSupervisor
     from duovisor.hypervisor.lifecycle import State
 
     OnFault = Callable[["ActiveVm", str], Awaitable[None]]
     OnEnd = Callable[["ActiveVm", State], Awaitable[None]]
 
-# a partition that ends this long before its VMM ended because the VMM did
+# a helper that ends this long before its VMM ended because the VMM did
 ENDING_TOGETHER_S = 1.0
 
 
@@ -44,6 +46,23 @@ class ActiveVm:
         """How the VMM ended, with its last words, which were read before the run folder was removed."""
         return self._ended_by
 
+    def find_device(self, name: str) -> DeviceSupervisor:
+        """A device whose drivers are supervised. Raises ``DeviceNotFoundError``."""
+        devices = self.machine.devices
+        if name not in devices:
+            known = ", ".join(devices) or "none: drivers in the VMM cannot be replaced"
+            raise DeviceNotFoundError(
+                f"{self.name} has no driver partition {name!r}", remedy=f"it has {known}"
+            )
+        return devices[name]
+
+    async def revive_devices(self) -> bool:
+        """Try again the devices that were given up; whether there were any. Raises ``PartitionError``."""
+        failed = [device for device in self.machine.devices.values() if device.failed.is_set()]
+        for device in failed:
+            await device.replace(latest=False)
+        return bool(failed)
+
     async def detach(self) -> None:
         """Let go of the VM, which runs on; one that is just ending is taken off the host first."""
         if not self._cleaning:
@@ -55,7 +74,7 @@ class ActiveVm:
 
     async def _watch(self) -> None:
         await self._report_lost()
-        watches = [asyncio.create_task(self._watch_partition(name)) for name in self.machine.partitions]
+        watches = [asyncio.create_task(self._watch_helper(name)) for name in self.machine.helpers]
         try:
             state = await self.machine.vmm.wait_ended()
         finally:
@@ -75,13 +94,13 @@ class ActiveVm:
             self._gone.set()
 
     async def _report_lost(self) -> None:
-        """An adopted VM may lack a partition from the start."""
+        """An adopted VM may lack a helper from the start; a driver is replaced."""
         for process in self.machine.description.processes:
-            if process.device and process.device not in self.machine.partitions:
+            if process.device and not process.control and process.device not in self.machine.helpers:
                 await self._on_fault(self, f"the {process.role} of {process.device} ended unobserved")
 
-    async def _watch_partition(self, name: str) -> None:
-        await self.machine.partitions[name].wait()
+    async def _watch_helper(self, name: str) -> None:
+        await self.machine.helpers[name].wait()
         with contextlib.suppress(TimeoutError):
             await self.machine.vmm.wait_ended(timeout_s=ENDING_TOGETHER_S)
             return

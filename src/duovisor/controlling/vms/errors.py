@@ -8,6 +8,7 @@
     ├── NameInUseError
     │   └── VmNameInUseError       name-in-use        there is a VM of that name already
     ├── RevisionConflictError      revision-conflict  somebody else changed the VM first
+    ├── DeviceNotFoundError        device-not-found   the VM has no such device with a driver of its own
     ├── BusyError                  busy               another action on this VM is under way
     ├── ShutdownTimeoutError       shutdown-timeout   the guest did not shut down in time
     └── VmChangeError              vm-change-refused  a change that cannot be meant
@@ -24,6 +25,12 @@ class VmNotFoundError(MachineNotFoundError):
 
 class VmNameInUseError(NameInUseError):
     """There is a VM of that name already."""
+
+
+class DeviceNotFoundError(ControllingError):
+    """The VM has no device of that name whose driver runs in a partition."""
+
+    code = "device-not-found"
 
 
 class RevisionConflictError(ControllingError):

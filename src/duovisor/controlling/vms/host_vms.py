@@ -6,6 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from duovisor.controlling.machine import Machine
+from duovisor.controlling.supervision.factories import Factories
+from duovisor.controlling.supervision.records import DriverEventKind
 from duovisor.controlling.vms.active import ActiveVm
 from duovisor.controlling.vms.documents import Intent
 from duovisor.controlling.vms.records import EventKind, Fault, VmEvent, now
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from duovisor.controlling.description import MachineDescription
+    from duovisor.controlling.run_folder import RunFolder
+    from duovisor.controlling.supervision.records import DriverEvent, Tell
     from duovisor.controlling.vms.records import VmRecord
     from duovisor.controlling.vms.runs import Runs
     from duovisor.directories import Directories
@@ -32,6 +37,8 @@ class HostVms:
         self._boot_id = boot_id
         self._emit = emit
         self._active: dict[str, ActiveVm] = {}
+        self._factories = Factories(directories.runtime, end_with_owner=False)
+        self._notes: set[asyncio.Task[None]] = set()
 
     @property
     def console_logs(self) -> Path:
@@ -59,6 +66,8 @@ class HostVms:
                 record.spec,
                 capabilities,
                 self._directories,
+                self._factories,
+                self._driver_teller(record.name, record.uuid),
                 uuid=record.uuid,
                 console_log=self.console_log(record.uuid),
             )
@@ -72,6 +81,12 @@ class HostVms:
         written = asyncio.ensure_future(self._runs.write(run))
         self.activate(record.uuid, machine, EventKind.STARTED)  # its end is written after its beginning
         await asyncio.shield(written)
+
+    async def adopt(self, folder: RunFolder, left: MachineDescription) -> Machine:
+        """Take over a VM that runs; raises what ``Machine.adopt`` raises."""
+        log = self.console_log(left.uuid)
+        tell = self._driver_teller(left.spec.name, left.uuid)
+        return await Machine.adopt(folder, left, self._directories, log, self._factories, tell)
 
     def activate(self, uuid: str, machine: Machine, kind: EventKind) -> None:
         """Watch over a machine from now on."""
@@ -88,6 +103,8 @@ class HostVms:
         active = tuple(self._active.values())
         await asyncio.gather(*(vm.detach() for vm in active))
         self._active.clear()
+        await self._factories.close()
+        await asyncio.gather(*self._notes, return_exceptions=True)
 
     async def _on_fault(self, vm: ActiveVm, message: str) -> None:
         run = self._runs.of(vm.uuid, vm.name).with_fault(Fault(at=now(), message=message))
@@ -106,6 +123,20 @@ class HostVms:
         finally:
             self._active.pop(vm.uuid, None)
             self._tell(EventKind.CRASHED if crashed else EventKind.STOPPED, vm.name, vm.uuid, words)
+
+    def _driver_teller(self, name: str, uuid: str) -> Tell:
+        """What a VM's drivers are told of through; a device that was given up is a fault of the VM."""
+
+        def tell(event: DriverEvent) -> None:
+            message = f"{event.device}: {event.message}"
+            self._tell(EventKind(event.kind.value), name, uuid, message)
+            if event.kind is DriverEventKind.FAILED:
+                run = self._runs.of(uuid, name).with_fault(Fault(at=now(), message=message))
+                note = asyncio.create_task(self._runs.write(run))
+                self._notes.add(note)
+                note.add_done_callback(self._notes.discard)
+
+        return tell
 
     def _tell(self, kind: EventKind, name: str, uuid: str, message: str = "") -> None:
         self._emit(VmEvent(kind=kind, name=name, uuid=uuid, message=message))

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from duovisor.controlling.anatomy import Anatomy
     from duovisor.controlling.console import Console
     from duovisor.controlling.store.interface import Store
+    from duovisor.controlling.supervision.records import Replacement
     from duovisor.controlling.vms.active import ActiveVm
     from duovisor.controlling.vms.records import Autostart, Progress, RecoveryReport, VmRecord
     from duovisor.directories import Directories
@@ -217,7 +218,9 @@ class VmManager:
         """Let a paused VM go on."""
         with self._exclusive(name, "resume"):
             vm = await self._require_active(name, "resume")
-            await vm.machine.vmm.resume()
+            revived = await vm.revive_devices()  # the guest would only meet again what it was paused for
+            if not revived or vm.machine.vmm.state is not State.RUNNING:
+                await vm.machine.vmm.resume()
         self._tell(EventKind.RESUMED, name, vm.uuid)
 
     async def reset(self, name: str) -> None:
@@ -226,6 +229,16 @@ class VmManager:
             vm = await self._require_active(name, "reset")
             await vm.machine.vmm.reset()
         self._tell(EventKind.RESET, name, vm.uuid)
+
+    async def replace_driver(self, name: str, device: str, *, latest: bool) -> Replacement:
+        """Replace the driver of a device by a new process, ``latest``: with the code that is on disk now.
+
+        Raises ``DeviceNotFoundError`` or ``PartitionError``; the driver goes on then.
+        """
+        action = "update the driver of" if latest else "restart the driver of"
+        with self._exclusive(name, action):
+            vm = await self._require_active(name, action)
+            return await vm.find_device(device).replace(latest=latest)
 
     def console(self, name: str) -> Console:
         """A running VM's serial console, for any number of viewers. Raises ``WrongStateError``."""

@@ -12,6 +12,8 @@ from typing import Generic, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from duovisor.controlling.description import Duty
+from duovisor.controlling.supervision.records import DriverStatus
 from duovisor.hypervisor.lifecycle import State
 from duovisor.spec.vm import Accelerator, VirtualMachineSpec
 
@@ -69,12 +71,16 @@ class ProcessState(StrEnum):
 
 
 class ProcessStatus(Model):
-    """One process of a running VM; ``device`` is what it serves, empty for the VMM."""
+    """One process of a running VM; ``device`` is what it serves, empty for the VMM.
+
+    ``duty``: of a driver, whether it serves or stands by.
+    """
 
     role: str
     pid: int
     device: str
     state: ProcessState
+    duty: Duty = Duty.NONE
 
 
 class VmStatus(Model):
@@ -90,6 +96,7 @@ class VmStatus(Model):
     started_at: AwareDatetime | None = None
     ended_at: AwareDatetime | None = None
     processes: tuple[ProcessStatus, ...] = ()
+    drivers: tuple[DriverStatus, ...] = ()
     faults: tuple[Fault, ...] = ()
     action: str = ""
     restart_needed: bool = False
@@ -124,6 +131,13 @@ class EventKind(StrEnum):
     STOPPED = "stopped"
     CRASHED = "crashed"
     FAULT = "fault"
+    DRIVER_DIED = "driver-died"
+    DRIVER_HUNG = "driver-hung"
+    DRIVER_RECOVERED = "driver-recovered"
+    DRIVER_REPLACED = "driver-replaced"
+    DRIVER_FAILED = "driver-failed"
+    FORMAT_DIED = "format-died"
+    FORMAT_RECOVERED = "format-recovered"
     ADOPTED = "adopted"
     ROLLED_BACK = "rolled-back"
 

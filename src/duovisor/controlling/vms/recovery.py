@@ -17,7 +17,6 @@ from duovisor.controlling.console_log import remove_console_log
 from duovisor.controlling.description import FILE, load_description
 from duovisor.controlling.errors import ControllingError, NameInUseError
 from duovisor.controlling.leftovers import can_go_on, undo
-from duovisor.controlling.machine import Machine
 from duovisor.controlling.memory_folder import remove_orphaned_memory
 from duovisor.controlling.run_folder import list_run_folders, open_run_folder
 from duovisor.controlling.vms.documents import Intent
@@ -135,7 +134,7 @@ class Recovery:
 
     async def _adopt(self, folder: RunFolder, left: MachineDescription) -> bool:
         try:
-            machine = await Machine.adopt(folder, left, self._directories, self._host.console_log(left.uuid))
+            machine = await self._host.adopt(folder, left)
         except (HypervisorError, OSError) as error:
             self._lost[left.uuid] = f"could not be adopted and was ended: {error}"
             return False

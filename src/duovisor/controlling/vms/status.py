@@ -9,6 +9,7 @@ from duovisor.controlling.vms.records import ProcessState, ProcessStatus, VmStat
 from duovisor.hypervisor.lifecycle import ENDED, State
 
 if TYPE_CHECKING:
+    from duovisor.controlling.description import ProcessDescription
     from duovisor.controlling.machine import Machine
     from duovisor.controlling.vms.documents import RunDocument
     from duovisor.controlling.vms.records import VmRecord
@@ -37,6 +38,7 @@ def build_active_status(machine: Machine, run: RunDocument, record: VmRecord, ac
         pid=description.processes[0].pid,
         started_at=datetime.fromtimestamp(description.started_at, UTC),
         processes=tuple(_list_processes(machine)),
+        drivers=tuple(device.describe() for device in machine.devices.values()),
         faults=run.faults,
         action=action,
         restart_needed=description.spec != record.spec,
@@ -44,15 +46,21 @@ def build_active_status(machine: Machine, run: RunDocument, record: VmRecord, ac
 
 
 def _list_processes(machine: Machine) -> list[ProcessStatus]:
-    running = {name for name, process in machine.partitions.items() if not process.has_ended}
+    running = {name for name, process in machine.helpers.items() if not process.has_ended}
     if machine.vmm.process is not None and not machine.vmm.process.has_ended:
         running.add("")
+    serving = {pid for device in machine.devices.values() for pid in device.pids}
     return [
         ProcessStatus(
             role=process.role,
             pid=process.pid,
             device=process.device,
-            state=ProcessState.RUNNING if process.device in running else ProcessState.ENDED,
+            state=ProcessState.RUNNING if _is_running(process, running, serving) else ProcessState.ENDED,
+            duty=process.duty,
         )
         for process in machine.description.processes
     ]
+
+
+def _is_running(process: ProcessDescription, running: set[str], serving: set[int]) -> bool:
+    return process.pid in serving if process.control else process.device in running

@@ -1,0 +1,1 @@
+"""Supervision of drivers: who serves a device, who stands by, and what happens when either ends."""

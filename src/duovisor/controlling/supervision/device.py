@@ -1,0 +1,351 @@
+"""The supervisor of one device: a driver that serves, one that stands by, and what follows the end of either.
+
+A driver that dies is succeeded by the spare, which needs nobody for that; the supervisor learns of it and
+provides the next spare. Only when both are gone, or a driver died while it answered the VMM, it starts one
+itself: from the session that it holds as a copy, or on a new connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from duovisor.channel.page import Page
+from duovisor.controlling.errors import PartitionError
+from duovisor.controlling.supervision.backoff import Backoff
+from duovisor.controlling.supervision.crew import SERVING_TIMEOUT_S, Crew
+from duovisor.controlling.supervision.records import (
+    DeviceState,
+    DriverEvent,
+    DriverEventKind,
+    DriverStatus,
+    Replacement,
+)
+from duovisor.spec.vm import DriverFailure
+
+if TYPE_CHECKING:
+    from duovisor.controlling.partitions.factory import PartitionFactory
+    from duovisor.controlling.supervision.factories import Factories
+    from duovisor.controlling.supervision.plan import DevicePlan, Host
+    from duovisor.controlling.supervision.records import Tell
+    from duovisor.controlling.supervision.seat import Seat
+
+TAKEOVER_TIMEOUT_S = 2.0
+ENDING_TOGETHER_S = 1.0  # a driver that ends this long before its VMM ended because the VMM did
+SPARE_RETRY_S = 0.2
+GREETING_POLL_S = 0.005
+DEAF_VMM = (
+    "met a VMM that does not take the channel up again (QEMU before 9.0 gives a device up when a driver dies "
+    "during the first messages of a connection); only a restart of the VM helps"
+)
+FAILING_DRIVER, PARKED_DRIVER = "failing-block", "parked-block"
+
+
+class DeviceSupervisor:
+    """Supervises one device from ``start`` until ``end`` or ``detach``; ``crew`` may have been adopted.
+
+    ``failed`` is set while the device's drivers are given up; ``reason`` says why then.
+    """
+
+    def __init__(self, plan: DevicePlan, host: Host, factories: Factories, tell: Tell) -> None:
+        self.plan = plan
+        self.state = DeviceState.RECOVERING
+        self.reason = ""
+        self.failed = asyncio.Event()
+        self._host = host
+        self._factories = factories
+        self._tell_owner = tell
+        self.backoff = Backoff()
+        self._deaths = 0
+        self._last_pause_ms: float | None = None
+        self._completed_before = 0
+        self._spare_from = 0.0
+        self._paused_vm = False
+        self._trouble = ""
+        self._turn = asyncio.Lock()
+        self._poked = asyncio.Event()
+        self.crew = Crew(plan, host, self._poked.set)
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def pids(self) -> list[int]:
+        """The living drivers: the one that serves first, then the one that stands by."""
+        return [seat.pid for seat in (self.crew.active, self.crew.spare) if seat and not seat.has_ended]
+
+    async def start(self) -> None:
+        """Start the first driver, and supervise from now on. Raises ``PartitionError``."""
+        if self.crew.active is None:
+            await self.crew.serve_new(await self._factories.get())
+        self.supervise()
+
+    def supervise(self) -> None:
+        """Watch over what the crew is; without an active driver, one is started."""
+        if self.crew.active is not None:
+            self.state = DeviceState.RUNNING
+        self._completed_before = self._read_completed()
+        self._task = asyncio.create_task(self._run(), name=f"supervise {self._host.name} {self.plan.device}")
+
+    async def end(self) -> None:
+        """End the drivers; the VMM has ended, or is about to."""
+        await self._stop_watching()
+        await self.crew.end()
+
+    async def detach(self) -> None:
+        """Let go of the drivers, which go on."""
+        await self._stop_watching()
+        await self.crew.detach()
+
+    def describe(self) -> DriverStatus:
+        """How the device is served now."""
+        active, spare = self.crew.active, self.crew.spare
+        return DriverStatus(
+            device=self.plan.device,
+            state=self.state,
+            pid=active.pid if active and not active.has_ended else None,
+            spare_pid=spare.pid if spare and not spare.has_ended else None,
+            code=active.code if active else "",
+            deaths=self._deaths,
+            last_pause_ms=self._last_pause_ms,
+            reason=self.reason,
+        )
+
+    async def replace(self, *, latest: bool) -> Replacement:
+        """Replace the driver by a new process, with the code that is on disk if ``latest``: drained, no loss.
+
+        A device that was given up is tried again. Raises ``PartitionError``; the driver goes on then.
+        """
+        async with self._turn:
+            old = self.crew.active
+            if old is None:
+                raise PartitionError(f"{self.plan.device} has no driver at this moment", remedy="try again")
+            factory = await (self._factories.get_latest() if latest else self._factories.get())
+            try:
+                new, pause_ms = await self._hand_over(old, factory)
+            finally:
+                self._poked.set()
+            done = Replacement(old.pid, new.pid, old.code, new.code, pause_ms)
+            await self._revive()
+        self._tell(DriverEventKind.REPLACED, f"pid {done.old_pid} → {done.new_pid}, {_describe_code(done)}")
+        return done
+
+    async def _hand_over(self, old: Seat, factory: PartitionFactory, driver: str = "") -> tuple[Seat, float]:
+        """Let a spare go on where ``old`` stops; returns it, and how long nobody served, in milliseconds."""
+        spare = self.crew.spare
+        if spare is None or spare.has_ended or spare.code != factory.code:
+            await self.crew.dismiss_spare()
+            spare = await self.crew.stand_by(factory, driver)
+        began = time.monotonic()
+        await old.request("hand_over", to="spare")
+        if not await spare.wait_for("serving", timeout_s=TAKEOVER_TIMEOUT_S):
+            raise PartitionError(f"the new driver of {self.plan.device} did not take over; see its events")
+        pause_ms = (spare.served_since - began) * 1000
+        await old.wait_for(timeout_s=TAKEOVER_TIMEOUT_S)  # for its end
+        await self.crew.bury(old)
+        await self.crew.seat_active(spare)
+        self._last_pause_ms = pause_ms
+        self._completed_before = self._read_completed()
+        return spare, pause_ms
+
+    async def _revive(self) -> None:
+        """A device that was given up is served again."""
+        if self.failed.is_set():
+            self.backoff.forgive()
+            self.failed.clear()
+            self.state, self.reason = DeviceState.RUNNING, ""
+            if self._paused_vm:
+                self._paused_vm = False
+                await self._host.resume()
+
+    # Watching
+
+    async def _run(self) -> None:
+        while True:
+            if not self._is_due():
+                await self._wait_for_change()
+            self._poked.clear()
+            async with self._turn:
+                await self._attend()
+
+    async def _wait_for_change(self) -> None:
+        """Wait until something is new, or it is time for a new spare."""
+        wants_spare = self.crew.spare is None and not self.failed.is_set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(
+                max(0.0, self._spare_from - time.monotonic()) if wants_spare else None
+            ):
+                await self._poked.wait()
+
+    def _is_due(self) -> bool:
+        active, spare = self.crew.active, self.crew.spare
+        if self.failed.is_set():
+            return active is not None and active.has_ended
+        if active is None or active.has_ended or (spare is not None and spare.has_ended):
+            return True
+        if spare is None:
+            return time.monotonic() >= self._spare_from
+        return bool(spare.hung_because)
+
+    async def _attend(self) -> None:
+        """Do what is due; another turn may have done it meanwhile."""
+        active, spare = self.crew.active, self.crew.spare
+        if self.failed.is_set():
+            if active is not None and active.has_ended:
+                await self._replace_caretaker(active)
+        elif active is None:
+            await self._take_care(0.0, "", time.monotonic())
+        elif active.has_ended:
+            await self._succeed(active)
+        elif spare is not None and spare.has_ended:
+            await self.crew.bury(spare)
+            self._spare_from = time.monotonic() + SPARE_RETRY_S
+        elif spare is not None and spare.hung_because:
+            active.hung_because = spare.hung_because
+            spare.hung_because = ""
+            self._tell(DriverEventKind.HUNG, f"{active.describe()}: {active.hung_because}; it is ended")
+            await active.process.kill()
+        elif spare is None and time.monotonic() >= self._spare_from:
+            await self._provide_spare()
+
+    async def _provide_spare(self) -> None:
+        try:
+            await self.crew.stand_by(await self._factories.get())
+        except PartitionError:
+            active = self.crew.active
+            if active is not None and not active.died_at:
+                self._spare_from = time.monotonic() + SPARE_RETRY_S
+
+    # Succession
+
+    async def _succeed(self, dead: Seat) -> None:
+        """The active driver has ended: find out who serves now, or see to it that somebody does."""
+        self.state = DeviceState.RECOVERING
+        spare = self.crew.spare
+        if spare is not None:
+            await spare.wait_for("serving", "interrupted", "failed", timeout_s=TAKEOVER_TIMEOUT_S)
+        if spare is not None and spare.has_said("serving"):
+            delay_s = self._count_death(dead)
+            await self.crew.bury(dead)
+            await self.crew.seat_active(spare)
+            self._spare_from = time.monotonic() + (delay_s or 0.0)
+            self._recovered(spare, dead.died_at, "the spare took over")
+            return
+        if await self._host.wait_ended(timeout_s=ENDING_TOGETHER_S if dead.process.returncode == 0 else 0.0):
+            await asyncio.Future()  # the VM ends, and so does this
+        await self.crew.dismiss_spare()
+        delay_s = self._count_death(dead)
+        await self.crew.bury(dead)
+        await self._take_care(delay_s, dead.describe_end(), dead.died_at)
+
+    async def _take_care(self, delay_s: float | None, reason: str, began: float) -> None:
+        """Nobody serves: start a driver, again and again until one runs or patience ends.
+
+        While that waits, a caretaker answers the VMM, which would wait with all its devices otherwise, and
+        leaves the guest's requests alone.
+        """
+        if delay_s != 0.0 and self.crew.active is None:
+            await self._begin_again(PARKED_DRIVER)
+        while delay_s is not None:
+            await asyncio.sleep(delay_s)
+            seat = await self._begin_again()
+            if seat is not None:
+                self._recovered(seat, began, "a new one goes on")
+                return
+            if await self._host.wait_ended(timeout_s=0.0):
+                await asyncio.Future()
+            delay_s = self.backoff.died(time.monotonic(), lived_s=0.0, requests=0)
+        await self._give_up(reason or self._trouble)
+
+    async def _begin_again(self, driver: str = "") -> Seat | None:
+        """A driver that serves, in the place of a caretaker if there is one; ``None``: see ``_trouble``."""
+        crew = self.crew
+        try:
+            factory = await self._factories.get()
+            if crew.active is not None and not crew.active.has_ended:
+                return (await self._hand_over(crew.active, factory, driver))[0]
+            if crew.active is not None:
+                await crew.bury(crew.active)
+            seat = await crew.inherit(factory, driver) if crew.heir.holds else None
+            if seat is None:
+                crew.heir.let_go()
+                seat = await crew.serve_new(factory, driver)
+                if not await self._wait_greeted(seat):
+                    await seat.kill()
+                    await crew.bury(seat)
+                    return None
+            return seat
+        except PartitionError as error:
+            self._trouble = error.message
+            return None
+
+    async def _wait_greeted(self, seat: Seat) -> bool:
+        """Wait until the VMM has taken up a new connection; if not, ``_trouble`` says why."""
+        deadline = time.monotonic() + SERVING_TIMEOUT_S
+        while await seat.wait_for("serving", timeout_s=SERVING_TIMEOUT_S) and time.monotonic() < deadline:
+            statistics = (await seat.request("status")).get("statistics")
+            if isinstance(statistics, dict) and statistics.get("messages"):
+                return True
+            await asyncio.sleep(GREETING_POLL_S)
+        self._trouble = seat.describe_end() if seat.has_ended else DEAF_VMM
+        return False
+
+    async def _give_up(self, reason: str) -> None:
+        """The drivers keep dying: do what the policy says, and say why."""
+        self.state = DeviceState.FAILED
+        self.reason = f"{self.backoff.describe()}; the last one {reason}"
+        remedy = f"duovisor driver restart {self._host.name} {self.plan.device} tries again"
+        if self.plan.on_failure is DriverFailure.REPORT:
+            await self._begin_again(FAILING_DRIVER)
+            what = "the guest is told of errors"
+        else:
+            self._paused_vm = await self._host.pause()
+            what = "the VM is paused" if self._paused_vm else "nobody serves it"
+        self.failed.set()
+        self._tell(DriverEventKind.FAILED, f"{self.reason}; {what}; {remedy}")
+
+    async def _replace_caretaker(self, dead: Seat) -> None:
+        """Who stands in for the drivers of a device that was given up has ended, too."""
+        await self.crew.bury(dead)
+        if await self._host.wait_ended(timeout_s=ENDING_TOGETHER_S):
+            await asyncio.Future()
+        reports = self.plan.on_failure is DriverFailure.REPORT
+        await self._begin_again(FAILING_DRIVER if reports else PARKED_DRIVER)
+
+    # Telling
+
+    def _count_death(self, dead: Seat) -> float | None:
+        completed = self._read_completed()
+        requests, self._completed_before = completed - self._completed_before, completed
+        self._deaths += 1
+        lived_s = max(0.0, dead.died_at - (dead.served_since or dead.died_at))
+        killed = dead.process.returncode == -signal.SIGKILL and not dead.hung_because
+        self._tell(DriverEventKind.DIED, f"{dead.describe()} {dead.describe_end()}")
+        return self.backoff.died(dead.died_at, lived_s=lived_s, requests=requests, killed=killed)
+
+    def _recovered(self, seat: Seat, since: float, how: str) -> None:
+        self.state = DeviceState.RUNNING
+        pause_ms = max(0.0, seat.served_since - since) * 1000
+        self._last_pause_ms = pause_ms
+        self._tell(DriverEventKind.RECOVERED, f"{how} after {pause_ms:.1f} ms, pid {seat.pid}")
+
+    def _read_completed(self) -> int:
+        """How many requests the device's drivers have completed since the VM started."""
+        if self.crew.page < 0:
+            return 0
+        return Page.open(self.crew.page).completed
+
+    def _tell(self, kind: DriverEventKind, message: str) -> None:
+        self._tell_owner(DriverEvent(kind, self.plan.device, message))
+
+    async def _stop_watching(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+
+def _describe_code(done: Replacement) -> str:
+    changed = "same code" if done.old_code == done.new_code else f"code {done.old_code} → {done.new_code}"
+    return f"{changed}, paused {done.pause_ms:.1f} ms"

@@ -1,0 +1,57 @@
+"""The processes that driver partitions are forked from: one for each code that drivers of this owner run."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from duovisor.controlling.partitions.factory import PartitionFactory, read_code_digest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Factories:
+    """Started when first needed, again when one ended, and anew when the code on disk is wanted.
+
+    ``end_with_owner``: partitions end when this process does. A factory that was replaced stays until
+    ``close``, for it alone is told how its partitions end.
+    """
+
+    def __init__(self, runtime: Path, *, end_with_owner: bool) -> None:
+        self._runtime = runtime
+        self._end_with_owner = end_with_owner
+        self._current: PartitionFactory | None = None
+        self._replaced: dict[str, PartitionFactory] = {}
+        self._lock = asyncio.Lock()
+
+    async def get(self) -> PartitionFactory:
+        """The factory of the drivers' usual code. Raises ``PartitionError``."""
+        async with self._lock:
+            if self._current is None or self._current.has_ended:
+                self._current = await self._start()
+            return self._current
+
+    async def get_latest(self) -> PartitionFactory:
+        """A factory of the code that is on disk now. Raises ``PartitionError``."""
+        async with self._lock:
+            code = await asyncio.to_thread(read_code_digest)
+            if self._current is None or self._current.has_ended:
+                self._current = await self._start()
+            elif self._current.code != code:
+                fresh = await self._start()
+                self._replaced[self._current.code] = self._current
+                self._current = fresh
+            return self._current
+
+    async def close(self) -> None:
+        """End the factories; their partitions live on unless they end with their owner."""
+        for factory in (*self._replaced.values(), *([self._current] if self._current else [])):
+            await factory.close()
+        self._replaced.clear()
+        self._current = None
+
+    async def _start(self) -> PartitionFactory:
+        self._runtime.mkdir(parents=True, exist_ok=True, mode=0o700)
+        log = self._runtime / "factory.log"
+        return await PartitionFactory.start(log=log, end_with_owner=self._end_with_owner)

@@ -1,0 +1,64 @@
+"""What a device needs of the controlling layer, decided before anything is started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from duovisor.controlling.partitions.limits import PartitionLimits
+    from duovisor.spec.vm import DriverFailure
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """How the driver of ``device`` is started: ``words`` are its options, ``descriptors`` what it may hold.
+
+    ``hang_s``: without progress for so long it counts as hung. ``on_failure``: what becomes of the device
+    when its drivers keep dying.
+    """
+
+    device: str
+    role: str
+    driver: str
+    words: tuple[str, ...]
+    descriptors: Mapping[str, int]
+    hang_s: float
+    on_failure: DriverFailure
+    uid: int
+    limits: PartitionLimits
+    poll_us: int = 0
+
+
+class Host(Protocol):
+    """What a device's supervisor needs of the VM around it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def run_dir(self) -> Path: ...
+
+    def connect(self, device: str) -> socket.socket:
+        """A fresh connection to the device's channel. Raises ``PartitionError``."""
+        ...
+
+    def record(self) -> None:
+        """Write down which processes there are."""
+        ...
+
+    async def wait_ended(self, *, timeout_s: float) -> bool:
+        """Whether the VMM has ended, or does within that time."""
+        ...
+
+    async def pause(self) -> bool:
+        """Stop the processors; False when they did not run."""
+        ...
+
+    async def resume(self) -> None:
+        """Let the processors go on."""
+        ...

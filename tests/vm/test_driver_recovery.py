@@ -1,0 +1,195 @@
+"""Drivers of a running guest die, hang, are replaced or given up: the guest goes on, and it is told why."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from duovisor.controlling.images.storage_jobs import run_verify
+from duovisor.controlling.supervision.backoff import Backoff
+from duovisor.controlling.supervision.records import DeviceState, DriverEvent, DriverEventKind
+from duovisor.hypervisor.lifecycle import State
+from duovisor.spec.vm import Design
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from duovisor.controlling.supervision.device import DeviceSupervisor
+
+    from .conftest import Guest
+
+    Boot = Callable[..., Awaitable[Guest]]
+
+KINDS = DriverEventKind
+
+
+class Story:
+    """What was told of drivers, and waiting for more of it."""
+
+    def __init__(self) -> None:
+        self.events: list[DriverEvent] = []
+        self._more = asyncio.Event()
+
+    def tell(self, event: DriverEvent) -> None:
+        self.events.append(event)
+        self._more.set()
+
+    async def wait(self, kind: DriverEventKind, *, count: int = 1, timeout_s: float = 30) -> DriverEvent:
+        async with asyncio.timeout(timeout_s):
+            while len(found := [event for event in self.events if event.kind is kind]) < count:
+                self._more.clear()
+                await self._more.wait()
+        return found[count - 1]
+
+
+@pytest.fixture
+def story() -> Story:
+    return Story()
+
+
+async def boot_with_disk(
+    boot: Boot, scratch: Path, story: Story, **disk: Any
+) -> tuple[Guest, DeviceSupervisor]:
+    disks = [{"path": str(scratch), **disk}]
+    guest = await boot(Design.MICROKERNELIZED, tell=story.tell, disks=disks)
+    return guest, guest.machine.devices["disk0"]
+
+
+async def wait_spare(device: DeviceSupervisor) -> None:
+    """The spare of the moment is there; killing goes on without it too, but then another path is taken."""
+    async with asyncio.timeout(20):
+        while device.describe().spare_pid is None:
+            await asyncio.sleep(0.01)
+
+
+def kill(pid: int | None, number: signal.Signals = signal.SIGKILL) -> None:
+    assert pid is not None
+    os.kill(pid, number)
+
+
+async def test_drivers_killed_under_verified_load(boot: Boot, scratch: Path, story: Story) -> None:
+    guest, device = await boot_with_disk(boot, scratch, story)
+    rng = random.Random(4)
+    load = asyncio.create_task(run_verify(guest.probe, "/dev/vda", size_mib=48))
+    kills = 0
+    while not load.done():
+        await asyncio.sleep(rng.uniform(0.0, 0.3))
+        with contextlib.suppress(ProcessLookupError):
+            if (pid := device.describe().pid) is not None:
+                kill(pid)
+                kills += 1
+    assert await load == "ok"
+    assert kills >= 10
+    died = [event for event in story.events if event.kind is KINDS.DIED]
+    assert "was killed by SIGKILL" in died[0].message
+    recovered = await story.wait(KINDS.RECOVERED, count=len(died))
+    assert "ms" in recovered.message
+    assert (await guest.output("dmesg | grep -ciE 'I/O error|reset|is not a head' || true")).strip() == "0"
+    assert device.describe().deaths >= len(died)
+
+
+async def test_driver_and_spare_killed_at_once(boot: Boot, scratch: Path, story: Story) -> None:
+    guest, device = await boot_with_disk(boot, scratch, story)
+    load = asyncio.create_task(run_verify(guest.probe, "/dev/vda", size_mib=16))
+    for count in (1, 2, 3):
+        await wait_spare(device)
+        status = device.describe()
+        kill(status.spare_pid)
+        kill(status.pid)
+        await story.wait(KINDS.RECOVERED, count=count)
+    assert await load == "ok"
+
+
+async def test_a_hung_driver_is_replaced(boot: Boot, scratch: Path, story: Story) -> None:
+    guest, device = await boot_with_disk(boot, scratch, story, driver_hang_s=1.0)
+    await wait_spare(device)
+    kill(device.describe().pid, signal.SIGSTOP)
+    assert await run_verify(guest.probe, "/dev/vda", size_mib=4) == "ok"
+    hung = await story.wait(KINDS.HUNG)
+    assert "queue 0 made no progress for" in hung.message
+    assert "SIGKILL" in (await story.wait(KINDS.DIED)).message
+
+
+async def test_drivers_are_replaced_on_demand(boot: Boot, scratch: Path, story: Story) -> None:
+    guest, device = await boot_with_disk(boot, scratch, story)
+    load = asyncio.create_task(run_verify(guest.probe, "/dev/vda", size_mib=32))
+    pids = {device.describe().pid}
+    for latest in (False, True, False):
+        await asyncio.sleep(0.5)
+        done = await device.replace(latest=latest)
+        assert done.old_pid in pids
+        pids.add(done.new_pid)
+        assert done.old_code == done.new_code
+        assert done.pause_ms < 1000
+    assert await load == "ok"
+    assert len(pids) == 4
+    assert not [event for event in story.events if event.kind is KINDS.DIED]
+
+
+async def test_a_driver_dies_while_the_vm_is_paused(boot: Boot, scratch: Path, story: Story) -> None:
+    guest, device = await boot_with_disk(boot, scratch, story)
+    await guest.machine.vmm.pause()
+    for count in (1, 2):
+        await wait_spare(device)
+        kill(device.describe().pid)
+        await story.wait(KINDS.RECOVERED, count=count)
+    await guest.machine.vmm.resume()
+    assert await run_verify(guest.probe, "/dev/vda", size_mib=4) == "ok"
+
+
+async def test_drivers_die_while_the_guest_boots(boot: Boot, scratch: Path, story: Story) -> None:
+    guest, device = await boot_with_disk(boot, scratch, story)
+    guest.probe.boot_report = None
+    await guest.machine.vmm.reset()
+    booting = asyncio.create_task(guest.probe.wait_booted(90))
+    rng = random.Random(5)
+    while not booting.done():
+        await asyncio.sleep(rng.uniform(0.05, 0.4))
+        with contextlib.suppress(ProcessLookupError):
+            if (pid := device.describe().pid) is not None:
+                kill(pid)
+    await booting
+    await wait_spare(device)
+    assert await run_verify(guest.probe, "/dev/vda", size_mib=4) == "ok"
+
+
+async def kill_until_given_up(device: DeviceSupervisor) -> None:
+    """Kill every driver of an idle guest as soon as it serves: none gets anywhere."""
+    device.backoff = Backoff(deaths_max=2)  # twenty kills
+    async with asyncio.timeout(60):
+        while not device.failed.is_set():
+            for pid in device.pids:
+                with contextlib.suppress(ProcessLookupError):
+                    kill(pid)
+            await asyncio.sleep(0.01)
+
+
+async def test_a_device_that_is_given_up_pauses_its_vm(boot: Boot, scratch: Path, story: Story) -> None:
+    guest, device = await boot_with_disk(boot, scratch, story, on_driver_failure="pause")
+    await kill_until_given_up(device)
+    failed = await story.wait(KINDS.FAILED)
+    assert "its drivers died" in failed.message
+    assert "the VM is paused; duovisor driver restart t-micro disk0 tries again" in failed.message
+    assert guest.machine.vmm.lifecycle.state is State.PAUSED
+    assert device.describe().state is DeviceState.FAILED
+    await device.replace(latest=False)
+    assert guest.machine.vmm.lifecycle.history[-2:] == [State.PAUSED, State.RUNNING]
+    assert await run_verify(guest.probe, "/dev/vda", size_mib=4) == "ok"
+
+
+async def test_a_device_that_is_given_up_reports_errors(boot: Boot, scratch: Path, story: Story) -> None:
+    guest, device = await boot_with_disk(boot, scratch, story, on_driver_failure="report")
+    await kill_until_given_up(device)
+    assert "the guest is told of errors" in (await story.wait(KINDS.FAILED)).message
+    assert guest.machine.vmm.state is State.RUNNING
+    done = await guest.probe.run("dd if=/dev/vda of=/dev/null bs=4k count=1 iflag=direct", timeout_s=30)
+    assert b"I/O error" in done.output
+    await device.replace(latest=False)
+    assert await run_verify(guest.probe, "/dev/vda", size_mib=4) == "ok"
