@@ -42,11 +42,13 @@ class EventLoop:
                 callback()
 
     def wake(self) -> None:
-        """End the wait of ``turn``; may be called from a signal handler."""
-        os.eventfd_write(self._wake_descriptor, 1)
+        """End the wait of ``turn``; may be called from a signal handler, also after ``close``."""
+        if self._wake_descriptor >= 0:
+            os.eventfd_write(self._wake_descriptor, 1)
 
     def close(self) -> None:
         """Forget everything; the watched descriptors stay open."""
         self._epoll.close()
         self._callbacks.clear()
-        os.close(self._wake_descriptor)
+        descriptor, self._wake_descriptor = self._wake_descriptor, -1
+        os.close(descriptor)

@@ -12,6 +12,7 @@ from tests.unit.channel.echo_device import EchoDevice, LateDevice, RunningBacken
 
 from duovisor.channel import features as bits
 from duovisor.channel.errors import ChannelError, ProtocolError
+from duovisor.channel.event_loop import EventLoop
 from duovisor.channel.frontend import GUEST_START, FrontEnd
 from duovisor.channel.messages import Request, build_u64
 
@@ -331,3 +332,13 @@ def test_a_front_end_without_back_end_says_so() -> None:
         pytest.raises(ChannelError, match="no back end is connected"),
     ):
         front.get_config(0, 1)
+
+
+def test_a_signal_after_the_end_touches_no_descriptor() -> None:
+    loop = EventLoop()
+    loop.close()
+    others = os.eventfd(0, os.EFD_NONBLOCK)  # may well have the number that was the loop's
+    loop.wake()
+    with pytest.raises(BlockingIOError):
+        os.eventfd_read(others)
+    os.close(others)
