@@ -42,32 +42,38 @@ class Frame:
         "view",
     )  # fmt: skip
 
-    def __init__(self, flat: tuple[int, ...], view: memoryview, origin: int) -> None:
-        first, middle, last = (address - origin for address in flat[::4])
-        self.first_bytes, self.middle_bytes, self.last_bytes = flat[1::4]
-        self.form = flat[6]
-        self.descriptors = flat
+    def __init__(
+        self, descriptors: tuple[int, ...], view: memoryview, first: int, middle: int, last: int
+    ) -> None:
+        _, self.first_bytes, _, _, _, self.middle_bytes, self.form, _, _, self.last_bytes, _, _ = descriptors
+        self.descriptors = descriptors
         self.view = view
         self.first = first
         self.last = last
         self.buffers = [view[middle : middle + self.middle_bytes]]
 
 
-def is_frame(flat: tuple[int, ...], origin: int, limit: int) -> bool:
-    """Whether a table is what a ``Frame`` needs, in memory of ``limit`` bytes at address ``origin``."""
-    first, first_bytes, flags, second, middle, middle_bytes, form, third, last, last_bytes, end, _ = flat
-    limit += origin
-    return (
-        (flags, second, third, end) == (NEXT, 1, 2, WRITE)
-        and (form == IN or form == OUT)
-        and first_bytes > 0
-        and middle_bytes > 0
-        and last_bytes > 0
-        and first_bytes + middle_bytes + last_bytes <= MAX_CHAIN_BYTES
-        and origin <= first <= limit - first_bytes
-        and origin <= middle <= limit - middle_bytes
-        and origin <= last <= limit - last_bytes
+def find_frame(descriptors: tuple[int, ...], view: memoryview, origin: int) -> Frame | None:
+    """The frame that a table of three descriptors makes in the memory ``view`` at address ``origin``.
+
+    ``None`` for a table that another rule must judge: not in order, not all in this memory, or wrong.
+    """
+    first, first_bytes, flags, second, middle, middle_bytes, form, third, last, last_bytes, end, _ = (
+        descriptors
     )
+    limit = len(view)
+    first -= origin
+    middle -= origin
+    last -= origin
+    if (
+        flags != NEXT or second != 1 or third != 2 or end != WRITE or (form != IN and form != OUT)
+        or first < 0 or middle < 0 or last < 0
+        or first + first_bytes > limit or middle + middle_bytes > limit or last + last_bytes > limit
+        or not first_bytes or not middle_bytes or not last_bytes
+        or first_bytes + middle_bytes + last_bytes > MAX_CHAIN_BYTES
+    ):  # fmt: skip
+        return None
+    return Frame(descriptors, view, first, middle, last)
 
 
 class Chain:

@@ -23,8 +23,8 @@ from duovisor.channel.chain import (
     WRITE,
     Chain,
     Frame,
+    find_frame,
     follow_table,
-    is_frame,
     map_chain,
     table_unpacker,
 )
@@ -41,15 +41,18 @@ if TYPE_CHECKING:
     from duovisor.channel.messages import VringAddress
 
 MAX_QUEUE_SIZE = 32768
+# A batch of the longest chains takes a tenth of a second; then others must have their turn.
+MAX_BATCH = 128
 VRING_FLAG_LOG = 1
 AVAILABLE_NO_INTERRUPT = 1
 USED_NO_NOTIFY = 1
 NO_MEMORY = memoryview(b"")
 _NOTHING: list[Chain] = []
-_FRAMES_MAX = 1024  # a kilobyte each
+_FRAMES_MAX = 256  # a kilobyte each
 _HEAD = Struct("=QIH2x").unpack_from  # a descriptor without its link
 _FRAME_BYTES = 3 * DESCRIPTOR_BYTES
 _FRAME = Struct(f"{_FRAME_BYTES}s").unpack_from
+_THREE = Struct("=" + 3 * "QIHH").unpack
 
 
 class Virtqueue:
@@ -159,7 +162,7 @@ class Virtqueue:
         return self._available[1] != self._last_available or bool(self._resubmit)
 
     def pop(self) -> list[Chain]:
-        """Fetch every chain that is available; first those which a crashed predecessor left in flight."""
+        """Fetch what is available, up to a batch; first all that a crashed predecessor left in flight."""
         if self._resubmit:
             return self._pop_resubmitted()
         available = self._available
@@ -171,6 +174,7 @@ class Virtqueue:
             raise QueueError(
                 f"queue {self.index} of size {self.size} has {count} chains available, {self.in_flight} taken"
             )
+        count = min(count, MAX_BATCH)
         if count == 1:
             heads = [available[2 + (position & self._mask)]]
         else:
@@ -223,13 +227,14 @@ class Virtqueue:
             (key,) = _FRAME(view, place)
             frame = frames.get(key)
             if frame is None:
-                flat = table_unpacker(_FRAME_BYTES)(key, 0)
-                if not is_frame(flat, origin, limit):
+                flat = _THREE(key)
+                frame = find_frame(flat, view, origin)
+                if frame is None:
                     self._load_table(chain, flat)
                     continue
                 if len(frames) >= _FRAMES_MAX:
                     frames.clear()
-                frame = frames[key] = Frame(flat, view, origin)
+                frames[key] = frame
             chain.frame = frame
             chain.descriptors = frame.descriptors
 
