@@ -285,6 +285,8 @@ class Backend:
                     self._ready.append(ring)
             except (QueueError, GuestMemoryError) as error:
                 self._fail(ring, error)
+            except MemoryError:  # the longest chains on the largest queue take 300 MiB
+                self._fail(ring, QueueError(f"queue {ring.queue.index} asks for more memory than there is"))
             completed = ring.queue.progress
             if completed != ring.counted:
                 self._page.count_completed(completed - ring.counted)

@@ -14,13 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.channel.guest import BOTH, BUFFERS, GUEST, MEMORY_BYTES, Guest
-from tests.unit.channel.hostile_peer import HostilePeer, make_memory
+from tests.unit.channel.hostile_peer import HostilePeer, ToughDevice, make_memory
 
 from duovisor.channel.chain import INDIRECT, KEPT_TABLE_LENGTH, MAX_CHAIN_LENGTH, NEXT, WRITE, table_unpacker
 from duovisor.channel.dirty_log import map_dirty_log
 from duovisor.channel.errors import QueueError
 from duovisor.channel.features import LOG_ALL
 from duovisor.channel.memory import GuestMemory, MemoryRegion
+from duovisor.channel.virtqueue import MAX_BATCH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -312,3 +313,43 @@ def test_kicks_without_work_hold_up_nobody(peer: HostilePeer) -> None:
         peer.queues[0].force_kick()
     assert peer.echo(b"other", 1) == b"rehto"
     assert peer.is_served()
+
+
+class HungryDevice(ToughDevice):
+    """For one of its queues, it needs more memory than its process may have."""
+
+    def handle_request(self, chain: Chain) -> int:
+        if chain.queue.index == 0:
+            raise MemoryError
+        return super().handle_request(chain)
+
+
+@pytest.fixture
+def hungry(no_leak: None) -> Iterator[HostilePeer]:
+    made = HostilePeer(HungryDevice(queues=2))
+    yield made
+    made.close()
+
+
+def test_a_queue_that_needs_too_much_memory_rests_and_the_other_goes_on(hungry: HostilePeer) -> None:
+    hungry.set_up()
+    queue = hungry.queues[0]
+    queue.submit(queue.prepare([(0x10000, 1)], []))
+    queue.force_kick()
+    assert hungry.echo(b"other", 1) == b"rehto"
+    assert hungry.is_served()
+    assert "queue 0 asks for more memory than there is" in hungry.running.reports[0]
+
+
+def test_a_batch_is_bounded() -> None:
+    guest = Guest(size=1024)
+    queue = guest.start_device()
+    for head in range(1024):
+        DESCRIPTOR.pack_into(guest.view, 16 * head, DATA, 1, 0, 0)
+        guest.make_available(head)
+    fetched: list[int] = []
+    while chains := queue.pop():
+        assert len(chains) <= MAX_BATCH
+        fetched += [chain.head for chain in chains]
+    assert fetched == list(range(1024))
+    guest.close()
