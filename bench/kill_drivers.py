@@ -4,7 +4,8 @@ In the guest fio writes blocks with crc32c checksums at the wanted depth and rea
 lost, done twice or damaged shows; a reader beside it, one request at a time, feels each pause. The same
 reader's longest reads at moments when nothing is killed are the noise. Goals: nothing lost, duplicated or
 corrupt at 1,000 kills and depth 32; pauses of p50 ≤ 20 ms, p99 ≤ 100 ms.
-JSON: ``kills``, ``lost``, ``duplicated``, ``corrupt``, ``pause_ms.{p50,p99,max}``, ``noise_ms`` likewise.
+JSON: ``kills``, ``lost``, ``duplicated``, ``corrupt``, ``pause_ms.{p50,p99,max}``; likewise ``noise_ms``, and
+``absence_ms``: from the end of a driver until its successor served, by the host's clock.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if not __package__:  # run as a script
     sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -30,6 +31,7 @@ from bench.driver_pauses import WINDOW_S, find_pauses, summarize
 from duovisor import process
 from duovisor.controlling.comparison import boot_probe, build_probe_spec, find_scratch, make_scratch_disk
 from duovisor.controlling.images.probe import build_probe_image
+from duovisor.controlling.supervision.records import DeviceState
 from duovisor.directories import find_directories
 from duovisor.hardware.capabilities import read_capabilities
 from duovisor.hypervisor.qemu.disks import disk_socket
@@ -68,22 +70,23 @@ async def measure(
             await load.start()
             await asyncio.sleep(SETTLE_S)
             quiet = await wait_quietly(noise_s)
-            moments = await kill_again_and_again(machine, kills, random.Random(seed))
+            killing = await kill_again_and_again(machine, kills, random.Random(seed))
             await asyncio.sleep(SETTLE_S)
             print("\nwaiting for the guest's last round and its verification")
             reads = await load.stop()
             verdict = await load.judge()
     on_guest = load.clock.to_guest
     document = {
-        "kills": len(moments),
+        "kills": len(killing.moments),
         "depth": depth,
         "format": str(disk_format),
         "seed": seed,
         "lost": verdict.lost + verdict.hung,
         "duplicated": verdict.duplicated,
         "corrupt": verdict.corrupt,
-        "pause_ms": summarize(find_pauses(reads, [on_guest(moment) for moment in moments])),
+        "pause_ms": summarize(find_pauses(reads, [on_guest(moment) for moment in killing.moments])),
         "noise_ms": summarize(find_pauses(reads, [on_guest(moment) for moment in quiet])),
+        "absence_ms": summarize(killing.absences_ms),
         "rounds": verdict.rounds,
     }
     if document["lost"] or document["duplicated"] or document["corrupt"]:
@@ -116,27 +119,36 @@ async def wait_quietly(seconds: float) -> list[float]:
     return moments
 
 
-async def kill_again_and_again(machine: Machine, kills: int, moments_of: random.Random) -> list[float]:
-    """Kill whichever driver serves, ``kills`` times; returns when, in seconds of our clock."""
-    moments: list[float] = []
-    victim = 0
+class Killing(NamedTuple):
+    """When each kill was, in seconds of our clock, and for how long nobody served then, in milliseconds."""
+
+    moments: list[float]
+    absences_ms: list[float]
+
+
+async def kill_again_and_again(machine: Machine, kills: int, moments_of: random.Random) -> Killing:
+    """Kill whichever driver serves, ``kills`` times."""
+    done = Killing([], [])
     for number in range(1, kills + 1):
         await asyncio.sleep(moments_of.uniform(*LIFE_S))
-        victim = await find_driver(machine, other_than=victim)
-        moments.append(time.monotonic())
-        os.kill(victim, signal.SIGKILL)
+        status = machine.devices[DEVICE].describe()
+        assert status.pid is not None
+        done.moments.append(time.monotonic())
+        os.kill(status.pid, signal.SIGKILL)
+        done.absences_ms.append(await wait_successor(machine, status.deaths))
         if number % 50 == 0 or number == kills:
             print(f"\r{number} kills", end="", flush=True)
-    return moments
+    return done
 
 
-async def find_driver(machine: Machine, *, other_than: int) -> int:
-    """The process that serves the disk now. Raises ``TimeoutError`` when there is none."""
+async def wait_successor(machine: Machine, deaths: int) -> float:
+    """Wait until the disk is served again; how long it was not, in milliseconds. Raises ``TimeoutError``."""
     async with asyncio.timeout(SUCCESSOR_S):
         while True:
             status = machine.devices[DEVICE].describe()
-            if status.pid is not None and status.pid != other_than:
-                return status.pid
+            if status.deaths > deaths and status.state is DeviceState.RUNNING:
+                assert status.last_pause_ms is not None
+                return status.last_pause_ms
             await asyncio.sleep(0.002)
 
 
@@ -151,7 +163,8 @@ def print_figures(document: dict[str, Any]) -> None:
         noise = document["noise_ms"][name]
         goal = GOALS_MS.get(name)
         told = "" if goal is None else f"   {'met' if value <= goal else 'missed'}: goal ≤ {goal:g}"
-        print(f"  pause {name:4} {value:8.1f} ms  (without kills {noise:.1f}){told}")
+        absence = document["absence_ms"][name]
+        print(f"  pause {name:4} {value:8.1f} ms  (without kills {noise:.1f}; no driver {absence:.1f}){told}")
 
 
 def main() -> None:
