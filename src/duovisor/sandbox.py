@@ -44,7 +44,8 @@ class Sandbox:
     """What a sandboxed process may see. Paths are ``(on the host, in the sandbox)``.
 
     ``if_there`` are folders that lie at the same place inside, and are left out where the host has none.
-    ``uid`` and ``gids`` are used when root starts it; ``environment`` is all it gets.
+    ``uid`` and ``gids`` are used when root starts it; ``environment`` is all it gets. ``capabilities`` are
+    those (``dac_override``) that root's program keeps in it.
     """
 
     uid: int
@@ -56,6 +57,7 @@ class Sandbox:
     environment: tuple[tuple[str, str], ...] = field(default=())
     if_there: tuple[str, ...] = ()
     limits: ResourceLimits | None = None
+    capabilities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ def build_sandbox_argv(sandbox: Sandbox, tools: SandboxTools, argv: Sequence[str
     command += ["--unshare-uts", "--hostname", "sandbox", "--unshare-cgroup-try", "--clearenv"]
     if tools.as_root:
         command += ["--cap-drop", "ALL"]
-        for capability in ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP"):
+        kept = tuple(f"CAP_{name.upper()}" for name in sandbox.capabilities)
+        for capability in ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", *kept):
             command += ["--cap-add", capability]
     else:
         command += ["--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY), "--cap-drop", "ALL"]
@@ -160,7 +163,9 @@ def _ancestors(sandbox: Sandbox) -> list[str]:
 
 def _drop_privileges(sandbox: Sandbox, tools: SandboxTools) -> list[str]:
     groups = ["--groups", ",".join(map(str, sandbox.gids))] if sandbox.gids else ["--clear-groups"]
+    kept = "".join(f",+{name}" for name in sandbox.capabilities)
+    ambient = [f"--ambient-caps=-all{kept}"] if kept else []
     return [
         str(tools.setpriv), f"--reuid={sandbox.uid}", f"--regid={sandbox.uid}", *groups,
-        "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs", "--",
+        f"--inh-caps=-all{kept}", *ambient, f"--bounding-set=-all{kept}", "--no-new-privs", "--",
     ]  # fmt: skip

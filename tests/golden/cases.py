@@ -38,12 +38,21 @@ CASES = (
         (
             "--name", "disks", "--cpus", "4", "--memory", "2G", "--accelerator", "auto",
             "--disk", "/srv/system.raw,serial=system,queues=4,queue_size=1024",
-            "--disk", "/srv/data.raw,cache=none",
+            "--disk", "/srv/data.raw,cache=none,on_driver_failure=report,driver_hang_s=5",
             "--disk", "/srv/media.iso,read_only,format=raw",
             "--disk", "/dev/block-device,serial=lun",
         ),
     ),
-    Case("qcow2", ("--name", "qcow2", "--disk", "/srv/system.qcow2,format=qcow2,cache=none")),
+    Case(
+        "formats",
+        (
+            "--name", "formats",
+            "--disk", "/srv/system.qcow2,format=qcow2,cache=none",
+            "--disk", "/srv/from-vsphere.vmdk,format=vmdk,read_only",
+            "--disk", "/srv/from-hyper-v.vhdx,format=vhdx",
+            "--disk", "/srv/from-virtualbox.vdi,format=vdi",
+        ),
+    ),
     Case(
         "network",
         ("--name", "network", "--nic", "user", "--nic", "user",

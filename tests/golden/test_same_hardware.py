@@ -25,10 +25,7 @@ BACK_END = {"driver", "drive", "iothread", "chardev", "queue_reset", "serial"}
 SAME_MODEL = {"virtio-blk-pci": "vhost-user-blk-pci"}
 # options that say where the back ends and the VMM's own files are
 MAY_DIFFER = {"-object", "-blockdev", "-chardev", "-netdev", "-device", "-kernel", "-initrd"}
-# qcow2 images are served by the monolithic design only
-each_case = pytest.mark.parametrize(
-    "case", [case for case in CASES if case.name != "qcow2"], ids=lambda case: case.name
-)
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 DESIGNS = (Design.MONOLITHIC, Design.MICROKERNELIZED)
 
 

@@ -8,8 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from duovisor.controlling.disk_lock import lock_disk
+from duovisor.controlling.disk_lock import lock_disk, unlock_disk
 from duovisor.controlling.errors import DiskFileError
+from duovisor.controlling.formats.chain import read_chain
+from duovisor.controlling.formats.vhdx_log import mend_image
+from duovisor.hypervisor.qemu.images import ImageFile
 from duovisor.spec.vm import CacheMode, DiskFormat
 
 if TYPE_CHECKING:
@@ -21,25 +24,31 @@ SECTOR_BYTES = 512
 
 
 class OpenDisk(NamedTuple):
-    """A checked and locked disk: its descriptor, size in bytes and kind."""
+    """A checked disk: its descriptor, size in bytes and kind; ``chain`` is it and what it is based on.
+
+    A raw one is locked as long as the descriptor is open. One of another format is not: the QEMU program that
+    opens it locks it itself.
+    """
 
     descriptor: int
     size_bytes: int
     is_block_device: bool
+    chain: tuple[ImageFile, ...]
 
 
 @contextmanager
 def open_disk(disk: DiskSpec) -> Iterator[OpenDisk]:
     """Open, check and lock a disk's file; closed, and so unlocked, on leaving.
 
-    Raises ``DiskFileError`` (missing, no permission, a directory, a size that is no multiple of 512 bytes)
-    or ``DiskLockedError``.
+    Raises ``DiskFileError`` (missing, no permission, a directory, a size that is no multiple of 512 bytes, a
+    header that says something else, something wrong with a backing file) or ``DiskLockedError``.
     """
     path = Path(disk.path)
     flags = (os.O_RDONLY if disk.read_only else os.O_RDWR) | os.O_CLOEXEC
     if disk.cache is CacheMode.NONE:
         flags |= os.O_DIRECT
     _check_kind(path)
+    chain = read_chain(disk.path, disk.format) if disk.format is not DiskFormat.RAW else ()
     try:
         descriptor = os.open(path, flags)
     except OSError as error:
@@ -48,7 +57,14 @@ def open_disk(disk: DiskSpec) -> Iterator[OpenDisk]:
         size_bytes = os.lseek(descriptor, 0, os.SEEK_END)
         _check_size(disk, size_bytes)
         lock_disk(descriptor, disk.path, read_only=disk.read_only)
-        yield OpenDisk(descriptor, size_bytes, stat.S_ISBLK(os.fstat(descriptor).st_mode))
+        if disk.format is not DiskFormat.RAW:
+            unlock_disk(descriptor)
+        if disk.format is DiskFormat.VHDX and not disk.read_only:
+            mend_image(disk.path)
+        is_device = stat.S_ISBLK(os.fstat(descriptor).st_mode)
+        yield OpenDisk(
+            descriptor, size_bytes, is_device, chain or (ImageFile(disk.path, disk.format, is_device),)
+        )
     finally:
         os.close(descriptor)
 

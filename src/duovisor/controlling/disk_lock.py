@@ -46,6 +46,11 @@ def lock_disk(descriptor: int, path: str, *, read_only: bool) -> None:
         )
 
 
+def unlock_disk(descriptor: int) -> None:
+    """Let go of all locks that this open file holds; whoever opens the disk next takes its own."""
+    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, 0, 0, 0, 0))
+
+
 def _take(descriptor: int, byte: int) -> None:
     fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, 0, byte, 1, 0))
 

@@ -17,9 +17,10 @@ from duovisor.controlling.preflight import (
     find_sandbox_tools,
 )
 from duovisor.hypervisor.build import build_launch_plan
+from duovisor.hypervisor.errors import PlanError
 from duovisor.hypervisor.plan import VmmPaths
 from duovisor.sandbox import uid_of
-from duovisor.spec.vm import Design
+from duovisor.spec.vm import Design, DiskFormat
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from duovisor.hardware.accelerator import AcceleratorDecision
     from duovisor.hardware.capabilities import HostCapabilities
     from duovisor.hypervisor.plan import LaunchPlan
+    from duovisor.hypervisor.qemu.images import ImageFile
     from duovisor.sandbox import SandboxTools
     from duovisor.spec.vm import VirtualMachineSpec
 
@@ -45,6 +47,7 @@ class CheckedStart(NamedTuple):
     disks: tuple[OpenDisk, ...]
     open_disks: ExitStack
     block_devices: frozenset[str]
+    chains: tuple[tuple[ImageFile, ...], ...]
 
     def build_plan(self, run_dir: Path, memory_file: Path) -> LaunchPlan:
         """The launch plan; for UEFI, the VM's copy of the variables is made in ``run_dir``."""
@@ -58,6 +61,7 @@ class CheckedStart(NamedTuple):
             uefi_code=uefi_code,
             uefi_vars=copy_uefi_variables(self.spec, uefi_template, run_dir / "uefi-vars.fd", owner),
             block_devices=self.block_devices,
+            chains=self.chains,
             libraries=find_libraries(),
         )
         gids = find_kvm_gids(self.capabilities)
@@ -71,10 +75,23 @@ def check_start(spec: VirtualMachineSpec, capabilities: HostCapabilities) -> Che
     check_memory(spec, capabilities.memory_total_mib)
     check_boot_files(spec)
     tools = find_sandbox_tools(spec.design, capabilities)
+    _refuse_unserved(spec)
     kept = spec.design is Design.MICROKERNELIZED  # else QEMU opens and locks them itself
     with ExitStack() as stack:
         disks = tuple(stack.enter_context(open_disk(disk)) for disk in spec.disks)
         open_disks = stack.pop_all() if kept else ExitStack()
     pairs = zip(spec.disks, disks, strict=True)
     block_devices = frozenset(disk.path for disk, opened in pairs if opened.is_block_device)
-    return CheckedStart(spec, capabilities, decision, tools, disks if kept else (), open_disks, block_devices)
+    chains = tuple(opened.chain for opened in disks)
+    kept_disks = disks if kept else ()
+    return CheckedStart(spec, capabilities, decision, tools, kept_disks, open_disks, block_devices, chains)
+
+
+def _refuse_unserved(spec: VirtualMachineSpec) -> None:
+    """Never give an image of another format to a driver that takes it for a raw one."""
+    for disk in spec.disks:
+        if spec.design is Design.MICROKERNELIZED and disk.format is not DiskFormat.RAW:
+            raise PlanError(
+                f"{disk.path}: the microkernelized design's driver reads raw images, not {disk.format}",
+                remedy=f"qemu-img convert -O raw {disk.path} NEW.raw, or use the monolithic design",
+            )

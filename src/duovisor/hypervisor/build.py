@@ -45,7 +45,7 @@ def build_launch_plan(
         *machine.build_machine(spec, qemu, accelerator),
         *machine.build_memory(spec.memory_mib, SANDBOX_MEMORY if sandboxed else str(paths.memory_file)),
         *firmware.build_firmware(spec, paths, sandboxed=sandboxed),
-        *disks.build_disks(spec, qemu, paths.block_devices),
+        *disks.build_disks(spec, qemu, paths.block_devices, paths.chains),
         *nics.build_nics(spec),
         *console.build_monitor(),
         *console.build_console(),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from duovisor.hypervisor.qemu.images import ImageFile
     from duovisor.sandbox import Sandbox
     from duovisor.spec.vm import Accelerator, Design
 
@@ -55,7 +56,8 @@ class LaunchPlan:
 class VmmPaths:
     """Files on the host that the VMM uses, decided by the controlling layer.
 
-    ``block_devices`` holds those disk paths of the specification that are block devices, not files;
+    ``block_devices`` holds those disk paths of the specification that are block devices, not files, and
+    ``chains`` the images of each disk with those that they are based on;
     ``libraries`` is the folder of this machine's shared libraries.
     """
 
@@ -64,4 +66,5 @@ class VmmPaths:
     uefi_code: Path | None = None
     uefi_vars: Path | None = None
     block_devices: frozenset[str] = frozenset()
+    chains: tuple[tuple[ImageFile, ...], ...] = ()
     libraries: Path = Path("/usr/lib/x86_64-linux-gnu")

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from tests.unit.controlling.conftest import run_as_stranger
+from tests.unit.formats.test_vhdx_log import read_header, write_header
 
 from duovisor.controlling.disk_files import open_disk
 from duovisor.controlling.errors import DiskFileError, DiskLockedError
@@ -124,10 +125,28 @@ def test_an_empty_image(image: Path) -> None:
     assert f"disk image {image} is empty" in refuse(build(image))
 
 
+@needs_qemu_io
 def test_a_size_inside_a_format_is_the_format_s_own(image: Path) -> None:
-    os.truncate(image, 777)
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(image), "1M"], check=True)
+    os.truncate(image, (os.path.getsize(image) | 511) + 78)
     with open_disk(build(image, format="qcow2")) as opened:
-        assert opened.size_bytes == 777
+        assert opened.size_bytes == os.path.getsize(image)
+
+
+def test_a_format_that_the_image_does_not_have(image: Path) -> None:
+    said = refuse(build(image, format="qcow2"))
+    assert "is no qcow2 image: it bears no signature of that format (correct the disk's format)" in said
+
+
+@needs_qemu_io
+def test_a_chain_is_found(image: Path) -> None:
+    top = image.with_name("top")
+    words = ["-f", "qcow2", "-b", image.name, "-F", "raw", str(top)]
+    subprocess.run(["qemu-img", "create", "-q", *words], check=True)
+    with open_disk(build(top, format="qcow2")) as opened:
+        assert [each.path for each in opened.chain] == [str(top), str(image)]
+    with open_disk(build(image)) as opened:
+        assert [each.path for each in opened.chain] == [str(image)]
 
 
 def test_no_permission(image: Path) -> None:
@@ -189,10 +208,10 @@ def test_the_lock_lives_as_long_as_a_child_holds_the_descriptor(image: Path) -> 
         pass
 
 
-def hold(image: Path, *options: str) -> subprocess.Popen[str]:
+def hold(image: Path, *options: str, disk_format: str = "raw") -> subprocess.Popen[str]:
     """A qemu-io that has opened the image and waits for commands."""
     tool = subprocess.Popen(
-        ["qemu-io", "-f", "raw", *options, str(image)],
+        ["qemu-io", "-f", disk_format, *options, str(image)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert tool.stdin is not None
@@ -230,11 +249,25 @@ def test_agrees_with_qemu_in_both_directions(image: Path, ours: str, theirs: str
 
 
 @needs_qemu_io
-def test_qemu_img_sees_our_writer_of_a_qcow2(image: Path) -> None:
+def test_an_image_of_a_format_is_locked_by_who_opens_it(image: Path) -> None:
+    """QEMU and qemu-storage-daemon lock what they open: our check must not stand in their way."""
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(image), "1M"], check=True)
-    command = ["qemu-img", "info", str(image)]
-    with open_disk(build(image, format="qcow2")):
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
-        assert done.returncode
-        assert "lock" in done.stderr
-    assert subprocess.run(command, capture_output=True, check=False, timeout=20).returncode == 0
+    disk = build(image, format="qcow2")
+    with open_disk(disk):
+        tool = hold(image, disk_format="qcow2")
+    try:
+        refuse(disk, DiskLockedError)
+    finally:
+        tool.communicate("quit\n", timeout=20)
+
+
+@needs_qemu_io
+@pytest.mark.parametrize("cache", ["none", "writeback"])
+def test_a_vhdx_that_a_kill_left_unusable_is_mended(image: Path, cache: str) -> None:
+    subprocess.run(["qemu-img", "create", "-q", "-f", "vhdx", str(image), "1M"], check=True)
+    with image.open("r+b") as file:
+        write_header(file.fileno(), read_header(file.fileno()), b"0123456789abcdef")
+        with open_disk(build(image, format="vhdx", read_only=True)):
+            assert read_header(file.fileno()).log_guid != bytes(16)
+        with open_disk(build(image, format="vhdx", cache=cache)):
+            assert read_header(file.fileno()).log_guid == bytes(16)

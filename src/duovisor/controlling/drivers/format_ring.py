@@ -22,6 +22,7 @@ from duovisor.controlling.drivers.replay_log import ZERO_AND_UNMAP
 from duovisor.controlling.drivers.replay_memory import (
     AVAILABLE_AT,
     DESCRIPTORS_AT,
+    POSITION_MAX,
     QUEUE_SIZE,
     READ_BUFFER_BYTES,
     REAPED_WORD,
@@ -91,11 +92,11 @@ class FormatRing:
         words = self._words
         submitted = words[SUBMITTED_WORD]
         submitted += (self._available[1] - submitted) & 0xFFFF  # killed between the two stores of ``publish``
+        outstanding = submitted - words[REAPED_WORD]
+        if not 0 <= outstanding <= 2 * SLOTS or submitted > POSITION_MAX:
+            raise ProtocolError(f"the ring of the format process has {outstanding} requests under way")
         self._submitted = words[SUBMITTED_WORD] = submitted
         self._reaped = words[REAPED_WORD]
-        outstanding = self._submitted - self._reaped
-        if not 0 <= outstanding <= 2 * SLOTS:
-            raise ProtocolError(f"the ring of the format process has {outstanding} requests under way")
         self._free = []
         self._reap(outstanding, answered_before=True)
         found = []

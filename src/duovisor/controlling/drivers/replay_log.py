@@ -21,6 +21,7 @@ from duovisor.controlling.drivers.replay_memory import (
     FIRST_WORD,
     NEXT_WORD,
     PAGE_BYTES,
+    POSITION_MAX,
     RECORD_BYTES,
     RECORDS_AT,
 )
@@ -68,7 +69,7 @@ class ReplayLog:
         self._touched = memory.data_at
         self.first = memory.words[FIRST_WORD]
         self.next = memory.words[NEXT_WORD]
-        if not 0 <= self.next - self.first <= memory.records:
+        if not 0 <= self.next - self.first <= memory.records or self.next > POSITION_MAX:
             raise DriverError(f"the replay log spans the records {self.first} to {self.next}")
         for record in self.read():
             if record.data_at:

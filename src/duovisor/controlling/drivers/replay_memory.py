@@ -32,6 +32,8 @@ CONNECTION_WORD, PHASE_WORD = 4, 5
 SUBMITTED_WORD, REAPED_WORD = 6, 7
 FIRST_WORD, NEXT_WORD = 8, 9
 
+POSITION_MAX = 1 << 62  # of a request in the ring, or a record in the log: never reached by counting
+
 QUEUE_SIZE = 256  # descriptors: three for each slot
 SLOTS = 64
 SLOT_BYTES = 64

@@ -13,10 +13,13 @@ import os
 from struct import Struct
 from typing import NamedTuple
 
+from duovisor.controlling.disk_lock import lock_disk
+
 HEADER_BYTES = 4096
 HEADERS_AT = (64 << 10, 128 << 10)
 SECTOR_BYTES = 4096
 LOG_BYTES_MAX = 64 << 20
+OFFSET_MAX = 1 << 62
 NO_GUID = bytes(16)
 
 _HEADER = Struct(
@@ -41,6 +44,16 @@ class VhdxHeader(NamedTuple):
     log_at: int
 
 
+def mend_image(path: str) -> bool:
+    """Mend an image that nobody uses, if it needs that; True when it did. Raises ``DiskLockedError``."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        lock_disk(descriptor, path, read_only=False)
+        return clear_stale_log(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def clear_stale_log(descriptor: int) -> bool:
     """Clear the log GUID of an image that nobody uses if no valid entry bears it; True when that was so.
 
@@ -48,7 +61,9 @@ def clear_stale_log(descriptor: int) -> bool:
     what is wrong with it.
     """
     header = find_current_header([os.pread(descriptor, HEADER_BYTES, at) for at in HEADERS_AT])
-    if header is None or header.log_guid == NO_GUID or header.log_bytes > LOG_BYTES_MAX:
+    if header is None or header.log_guid == NO_GUID:
+        return False
+    if header.log_bytes > LOG_BYTES_MAX or header.log_at > OFFSET_MAX:
         return False
     if has_valid_entry(os.pread(descriptor, header.log_bytes, header.log_at), header.log_guid):
         return False

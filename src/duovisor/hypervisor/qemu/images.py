@@ -34,18 +34,21 @@ def build_image_nodes(
     nodes: list[dict[str, Any]] = []
     for depth, image in reversed(list(enumerate(chain))):
         node = _node_name(name, depth)
-        options = {"read-only": read_only or depth > 0, "discard": "unmap"}
+        is_read_only = read_only or depth > 0
         nodes.append(
             {
                 "driver": "host_device" if image.is_block_device else "file",
                 "node-name": f"{node}-file",
                 "filename": image.path,
+                "read-only": is_read_only,
                 "aio": aio,
                 "cache": {"direct": cache is CacheMode.NONE, "no-flush": False},
-                **options,
+                "discard": "unmap",
             }
         )
-        nodes.append({"driver": image.format.value, "node-name": node, "file": f"{node}-file", **options})
+        above = {"driver": image.format.value, "node-name": node, "file": f"{node}-file"}
+        # without it here as well, QEMU answers the guest's discards and does nothing
+        nodes.append({**above, "read-only": is_read_only, "discard": "unmap"})
         if image.format in HAVE_BACKING:
             nodes[-1]["backing"] = _node_name(name, depth + 1) if depth + 1 < len(chain) else None
     return nodes
