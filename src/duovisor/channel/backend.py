@@ -79,6 +79,7 @@ class Backend:
         self._idle_since_ns = 0
         self._report = report
         self._ready: list[Ring] = []
+        self._quiet: list[Ring] = []  # on which the guest does not kick for now
         self._ending: Ending | None = None
         self.owns_loop = loop is None
         self._loop = loop or EventLoop()
@@ -212,6 +213,7 @@ class Backend:
             "messages": self.messages,
             "successors": self._successors.names,
             "inherited": self.inherited,
+            "device": self.device.statistics(),
         }
 
     def _resubmit(self) -> None:
@@ -252,9 +254,11 @@ class Backend:
         """Called by the session: forget the kick descriptor, finish what is in flight."""
         if ring.kick_descriptor is not None:
             self.unwatch(ring.kick_descriptor)
-        if ring in self._ready:
-            self._ready.remove(ring)
+        for rings in (self._ready, self._quiet):
+            if ring in rings:
+                rings.remove(ring)
         self.device.drain()
+        self.device.stop_queue(ring.queue)
 
     def _watch(self, descriptor: int, callback: Callable[[], None], *, edge: bool = False) -> None:
         self._loop.watch(descriptor, callback, edge=edge)
@@ -276,6 +280,8 @@ class Backend:
 
     def _reap(self) -> None:
         self.device.reap()
+        while self._quiet:
+            self._make_ready(self._quiet.pop())
 
     def _work_on_ready_rings(self) -> None:
         for ring in tuple(self._ready):
@@ -308,6 +314,10 @@ class Backend:
             if chains:
                 device.handle(queue, chains)
                 queue.publish()
+            elif not device.needs_kicks(queue.index):
+                if ring not in self._quiet:
+                    self._quiet.append(ring)
+                return False
             elif not self._watch_queue(queue) and not queue.enable_notifications():
                 self._idle_since_ns = time.perf_counter_ns() if self._poll_ns else 0
                 return False

@@ -65,6 +65,14 @@ class VirtioDevice:
         empty buffers: that nothing completes there says nothing about its health."""
         return False
 
+    def needs_kicks(self, queue: int) -> bool:
+        """Whether the guest shall tell of the next chains on this queue; asked when there are none left.
+
+        Without, the queue is looked at after each ``reap``: a network card with empty buffers enough need not
+        be interrupted for more.
+        """
+        return True
+
     def reap(self) -> None:
         """Complete and publish what finished elsewhere."""
 
@@ -73,6 +81,13 @@ class VirtioDevice:
 
         Whoever works on the queue next gets that again.
         """
+
+    def stop_queue(self, queue: Virtqueue) -> None:
+        """The queue stops, after ``drain``: ``queue.give_back`` what the device keeps of it."""
+
+    def statistics(self) -> dict[str, object]:
+        """What the device counts of its own, as plain JSON."""
+        return {}
 
     def abandon(self) -> None:
         """The front end is gone: wait for what is in flight, touch no ring; a successor submits it again."""

@@ -376,6 +376,16 @@ class Virtqueue:
         halves[LAST_BATCH_HEAD_HALF] = link
         batch += chains
 
+    def give_back(self, chains: list[Chain]) -> None:
+        """Undo the fetching of those chains that were fetched last, in their order: they will be again."""
+        for chain in reversed(
+            chains
+        ):  # a crash on the way leaves the older ones in flight, which is as exact
+            chain.busy = False
+            self._inflight_states[chain.state_place] = 0
+        self._last_available = (self._last_available - len(chains)) & 0xFFFF
+        self.in_flight -= len(chains)
+
     def publish(self) -> None:
         """Show the guest all completed chains, and notify it if it wants to know."""
         batch = self._batch
