@@ -91,9 +91,11 @@ class PartitionFactory:
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
                 await factory._ready
-        except (TimeoutError, PartitionError) as error:
-            await running.kill()
+        except BaseException as error:
+            running.kill_now()
             await factory.close()
+            if not isinstance(error, TimeoutError | PartitionError):
+                raise  # it was cancelled
             raise PartitionError(f"the partition factory did not start: {running.last_words()}") from error
         return factory
 
