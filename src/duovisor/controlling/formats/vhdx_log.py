@@ -1,9 +1,9 @@
 """Mends what a kill can do to a VHDX image: a log that is announced and empty.
 
-QEMU (``block/vhdx-log.c``, seen with 7.2) writes a log GUID into the image's header, then the log entry that
-belongs to it. Killed in between, it leaves a header that names a log without a valid entry, in which there is
-nothing to replay; QEMU opens the image and then refuses each write that allocates a block. The remedy is what
-QEMU itself does after a replay: a header without a GUID.
+QEMU (``block/vhdx-log.c``, tried with 7.2 and 10.0) writes a log GUID into the image's header, then the log
+entry that belongs to it. Killed in between, it leaves a header that names a log without a valid entry, in
+which there is nothing to replay; QEMU opens the image and then refuses each write that allocates a block. The
+remedy is what QEMU itself does after a replay: a header without a GUID.
 """
 
 from __future__ import annotations
