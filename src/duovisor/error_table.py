@@ -52,6 +52,7 @@ MEANINGS: dict[str, Meaning] = {
     "channel": _FAILED,
     "driver-refused": _FAILED,
     "channel-closed": _FAILED,
+    "channel-device": _FAILED,
     "channel-memory": _FAILED,
     "channel-protocol": _FAILED,
     "channel-queue": _FAILED,

@@ -15,7 +15,8 @@ import time
 from enum import StrEnum
 
 from duovisor.channel.connection import Connection
-from duovisor.channel.errors import ChannelError, GuestMemoryError, PeerClosedError, QueueError
+from duovisor.channel.device import read_statistics
+from duovisor.channel.errors import ChannelError, DeviceError, GuestMemoryError, PeerClosedError, QueueError
 from duovisor.channel.event_loop import EventLoop
 from duovisor.channel.page import Page
 from duovisor.channel.session import Session
@@ -68,7 +69,7 @@ class Backend:
         loop: EventLoop | None = None,
     ) -> None:
         self.connection = Connection(connected)
-        self.session = Session(self.connection, device, self, self._state_changed)
+        self.session = Session(self.connection, device, self, self._state_changed, report)
         self.device = device
         self.inherited = False
         self.messages = 0
@@ -140,6 +141,9 @@ class Backend:
             self._page.busy = False  # nobody waits for an answer
             self.device.abandon()
             return Ending.CLOSED
+        except DeviceError:
+            self.device.abandon()  # a successor may do better, also on this connection
+            raise
         except ChannelError:
             self._page.busy = True  # a successor could not do better on this connection
             self.connection.shut_down()
@@ -207,13 +211,14 @@ class Backend:
                     "failed": ring.failed,
                     "in_flight": ring.queue.in_flight,
                     "completed": ring.queue.progress,
+                    "errors": ring.queue.errors,
                 }
                 for ring in self.session.rings.all
             ],
             "messages": self.messages,
             "successors": self._successors.names,
             "inherited": self.inherited,
-            "device": self.device.statistics(),
+            "device": read_statistics(self.device),
         }
 
     def _resubmit(self) -> None:

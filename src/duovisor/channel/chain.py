@@ -154,6 +154,18 @@ def table_unpacker(length: int) -> Callable[..., tuple[int, ...]]:
     return unpack
 
 
+def count_writable(descriptors: Sequence[int]) -> int:
+    """How many bytes the device may write to a chain of these descriptors."""
+    total = 0
+    entries = iter(descriptors)
+    for _, length, flags, _ in zip(entries, entries, entries, entries, strict=True):
+        if flags & WRITE:
+            total += length
+        if not flags & NEXT:
+            break
+    return total
+
+
 def follow_table(flat: Sequence[int]) -> list[int]:
     """The descriptors of an indirect table in the order of its links; raises ``QueueError``."""
     walked: list[int] = []

@@ -1,16 +1,22 @@
 """The driver SDK: a virtio device is a class derived from ``VirtioDevice``.
 
-The least one has to write is ``device_id`` and ``handle_request``; see docs/channel.md for a whole driver.
+The least one has to write is ``device_id`` and ``handle_request``; docs/write-a-driver.md begins there. A
+driver that is wrong harms nobody else: what it raises ends it and lets its successor try, unless it says with
+``fail_request`` what the guest is to be told.
 """
 
 from __future__ import annotations
 
-from duovisor.channel.errors import ProtocolError
+from duovisor.channel.errors import ChannelError, DeviceError, ProtocolError
+from duovisor.channel.messages import MAX_CONFIG_BYTES
+from duovisor.channel.snapshot_payload import MAX_RINGS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from duovisor.channel.chain import Chain
     from duovisor.channel.virtqueue import Virtqueue
+
+MAX_STATISTICS_BYTES = 8192
 
 
 class VirtioDevice:
@@ -54,11 +60,25 @@ class VirtioDevice:
         May raise ``QueueError`` for a chain that no correct guest sends; the queue ends.
         """
         for chain in chains:
-            queue.complete(chain, self.handle_request(chain))
+            try:
+                written = self.handle_request(chain)
+            except (ChannelError, MemoryError):  # the back end has its own answers to these
+                raise
+            except Exception as error:
+                written = self.fail_request(chain, error)
+                queue.errors += 1
+            queue.complete(chain, written)
 
     def handle_request(self, chain: Chain) -> int:
         """Do one request at once; return how many bytes were written to its writable part."""
         raise NotImplementedError
+
+    def fail_request(self, chain: Chain, error: Exception) -> int:
+        """``handle_request`` raised: write what the guest is to be told of it, return how many bytes that is.
+
+        By default the error is raised again: the driver ends, and its successor gets the request.
+        """
+        raise error
 
     def holds_buffers(self, queue: int) -> bool:
         """Whether the device may keep what the guest makes available on this queue, as a network card keeps
@@ -94,3 +114,43 @@ class VirtioDevice:
 
     def close(self) -> None:
         """Release what the device holds."""
+
+
+def check_device(device: VirtioDevice) -> None:
+    """Look at what a driver declares before a front end hears of it. Raises ``DeviceError``."""
+    for name, lowest, highest in (
+        ("device_id", 1, 63),
+        ("features", 0, (1 << 64) - 1),
+        ("queues", 1, MAX_RINGS),
+        ("completion_descriptor", 0, 1 << 20),
+    ):
+        value = getattr(device, name)
+        if value is None and name == "completion_descriptor":
+            continue
+        if value.__class__ is not int or not lowest <= value <= highest:
+            raise DeviceError(
+                f"{name} of a device is {value!r:.40}, not a number from {lowest} to {highest:#x}"
+            )
+
+
+def read_device_config(device: VirtioDevice) -> bytes:
+    """The whole configuration space. Raises ``DeviceError``, whatever the driver does."""
+    try:
+        config = device.read_config()
+        if isinstance(config, bytes | bytearray) and len(config) <= MAX_CONFIG_BYTES:
+            return bytes(config).ljust(MAX_CONFIG_BYTES, b"\0")
+    except Exception as error:
+        raise DeviceError(f"read_config failed: {type(error).__name__}: {error}") from error
+    raise DeviceError(f"read_config returned {config!r:.40}, not up to {MAX_CONFIG_BYTES} bytes")
+
+
+def read_statistics(device: VirtioDevice) -> dict[str, object]:
+    """What a driver tells of itself, if that is a small JSON object; whatever the driver does."""
+    from json import dumps  # only who is asked needs it
+
+    try:
+        told = device.statistics()
+        is_fine = isinstance(told, dict) and len(dumps(told)) <= MAX_STATISTICS_BYTES
+        return told if is_fine else {}
+    except Exception:
+        return {}

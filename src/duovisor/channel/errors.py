@@ -6,7 +6,8 @@
     ├── PeerClosedError     the peer closed the connection between two messages: an orderly end
     ├── ProtocolError       the peer broke the vhost-user protocol; the connection ends
     ├── GuestMemoryError    an address or range lies outside the guest's memory
-    └── QueueError          the guest broke a virtqueue; that queue ends, the others go on
+    ├── QueueError          the guest broke a virtqueue; that queue ends, the others go on
+    └── DeviceError         the driver broke the rules of its back end; the driver ends
 """
 
 from __future__ import annotations
@@ -42,3 +43,9 @@ class QueueError(ChannelError):
     """A descriptor, index or length in a virtqueue that the virtio specification does not allow."""
 
     code = "channel-queue"
+
+
+class DeviceError(ChannelError):
+    """A driver told its back end what cannot be: the guest must not be told, nor a successor misled."""
+
+    code = "channel-device"

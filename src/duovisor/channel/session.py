@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 
 from duovisor.channel.connection import request_name
+from duovisor.channel.device import check_device, read_device_config
 from duovisor.channel.dirty_log import map_dirty_log
-from duovisor.channel.errors import ChannelError, ProtocolError
+from duovisor.channel.errors import ChannelError, DeviceError, ProtocolError
 from duovisor.channel.features import (
     CHANNEL_FEATURES,
     CHANNEL_PROTOCOL_FEATURES,
@@ -22,7 +23,6 @@ from duovisor.channel.holdings import Holdings
 from duovisor.channel.inflight import create_inflight, map_inflight
 from duovisor.channel.memory import MAX_MEMORY_SLOTS, GuestMemory, map_region
 from duovisor.channel.messages import (
-    MAX_CONFIG_BYTES,
     Request,
     build_config,
     build_inflight,
@@ -36,7 +36,6 @@ from duovisor.channel.messages import (
 )
 from duovisor.channel.rings import Rings
 from duovisor.channel.snapshot import Snapshot
-from duovisor.channel.snapshot_payload import MAX_RINGS
 from duovisor.channel.virtqueue import MAX_QUEUE_SIZE
 
 TYPE_CHECKING = False
@@ -50,7 +49,6 @@ if TYPE_CHECKING:
     from duovisor.channel.rings import QueueEvents
 
 CONFIG_MIGRATION = 1
-MAX_QUEUES = MAX_RINGS  # vring indexes of SET_VRING_KICK have 8 bits
 # After these a snapshot would say what the last one said.
 _ONLY_ASKING = frozenset(
     {
@@ -71,10 +69,15 @@ def _ignore() -> None:
     """Tell nobody."""
 
 
+def _ignore_line(_: str) -> None:
+    """Report nothing."""
+
+
 class Session:
     """The state of one connection; ``close`` releases all of it.
 
-    ``changed`` is called after each message that changed the state, before its answer.
+    ``changed`` is called after each message that changed the state, before its answer; ``report`` is told of
+    a device that cannot say what its configuration is. Raises ``DeviceError`` for one that cannot be.
     """
 
     def __init__(
@@ -83,9 +86,11 @@ class Session:
         device: VirtioDevice,
         events: QueueEvents,
         changed: Callable[[], None] = _ignore,
+        report: Callable[[str], None] = _ignore_line,
     ) -> None:
-        if not 0 < device.queues <= MAX_QUEUES:
-            raise ProtocolError(f"a device has {device.queues} queues; 1 to {MAX_QUEUES} are possible")
+        check_device(device)
+        self._config = read_device_config(device)
+        self._report = report
         self.connection = connection
         self.device = device
         self.memory = GuestMemory()
@@ -279,8 +284,11 @@ class Session:
 
     def _get_config(self, message: Message) -> bytes:
         offset, flags, data = parse_config(message.payload)
-        config = self.device.read_config().ljust(MAX_CONFIG_BYTES, b"\0")
-        return build_config(offset, flags, config[offset : offset + len(data)])
+        try:
+            self._config = read_device_config(self.device)
+        except DeviceError as error:  # ending here, in the middle of a message, would cost the connection
+            self._report(f"{error.message}; the front end is told what it was before")
+        return build_config(offset, flags, self._config[offset : offset + len(data)])
 
     def _set_config(self, message: Message) -> None:
         if not self._protocol_features & PROTOCOL_CONFIG:

@@ -23,12 +23,13 @@ from duovisor.channel.chain import (
     WRITE,
     Chain,
     Frame,
+    count_writable,
     find_frame,
     follow_table,
     map_chain,
     table_unpacker,
 )
-from duovisor.channel.errors import GuestMemoryError, QueueError
+from duovisor.channel.errors import DeviceError, GuestMemoryError, QueueError
 from duovisor.channel.features import LOG_ALL, RING_EVENT_IDX, RING_INDIRECT_DESC
 from duovisor.channel.fence import make_memory_fence
 from duovisor.channel.inflight import LAST_BATCH_HEAD_HALF, USED_INDEX_HALF, make_private_inflight
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 MAX_QUEUE_SIZE = 32768
 # A batch of the longest chains takes a tenth of a second; then others must have their turn.
 MAX_BATCH = 128
+MAX_USED_BYTES = 0xFFFFFFFF  # what a used element can say
 VRING_FLAG_LOG = 1
 AVAILABLE_NO_INTERRUPT = 1
 USED_NO_NOTIFY = 1
@@ -58,15 +60,16 @@ _THREE = Struct("=" + 3 * "QIHH").unpack
 class Virtqueue:
     """One queue; ``start`` binds it to a ring, ``stop`` lets go of it.
 
-    ``in_flight`` counts the chains fetched and not yet published. ``progress`` counts published chains.
+    ``in_flight`` counts the chains fetched and not yet published, ``progress`` published chains, ``errors``
+    those that the driver could not serve.
     """
 
     __slots__ = (
         "_available", "_batch", "_chains", "_counter", "_event_idx", "_fence", "_framed", "_frames",
         "_indirect", "_inflight", "_inflight_counters", "_inflight_halves", "_inflight_states",
         "_last_available", "_log", "_log_address", "_mask", "_memory", "_notify_always", "_resubmit",
-        "_table", "_used_halves", "_used_index", "_used_words", "call_descriptor", "in_flight", "index",
-        "notifications", "progress", "running", "size",
+        "_table", "_used_halves", "_used_index", "_used_words", "call_descriptor", "errors", "in_flight",
+        "index", "notifications", "progress", "running", "size",
     )  # fmt: skip
 
     def __init__(self, index: int, memory: GuestMemory) -> None:
@@ -76,6 +79,7 @@ class Virtqueue:
         self.size = 0
         self.in_flight = 0
         self.progress = 0
+        self.errors = 0
         self.notifications = 0
         self._memory = memory
         self._fence = make_memory_fence()
@@ -327,10 +331,18 @@ class Virtqueue:
     # Completing
 
     def complete(self, chain: Chain, written: int) -> None:
-        """Note that a chain is done, with ``written`` bytes in its writable part; ``publish`` shows it."""
+        """Note that a chain is done, with ``written`` bytes in its writable part; ``publish`` shows it.
+
+        Raises ``DeviceError`` for a chain that is not in flight, or bytes that have no place in it.
+        """
         head = chain.head
         if not chain.busy:
-            raise QueueError(f"chain {head} of queue {self.index} is completed twice")
+            raise DeviceError(f"chain {head} of queue {self.index} is completed twice")
+        if written.__class__ is not int or not 0 <= written <= count_writable(chain.descriptors):
+            raise DeviceError(
+                f"a request of queue {self.index} is completed with {written!r:.40} bytes written; "
+                f"its writable part has {count_writable(chain.descriptors)}"
+            )
         if self._log is not None:
             self._mark_written(chain, self._log)
         chain.busy = False
@@ -338,26 +350,24 @@ class Virtqueue:
         place = ((self._used_index + len(batch)) & self._mask) * 2 + 1
         words = self._used_words
         words[place] = head
-        try:
-            words[place + 1] = written
-        except ValueError as error:
-            raise QueueError(
-                f"a request of queue {self.index} wrote {written} bytes, beyond 32 bits"
-            ) from error
+        words[place + 1] = min(written, MAX_USED_BYTES)
         halves = self._inflight_halves
         halves[chain.link_place] = halves[LAST_BATCH_HEAD_HALF]
         halves[LAST_BATCH_HEAD_HALF] = head
         batch.append(chain)
 
     def complete_all(self, chains: list[Chain]) -> None:
-        """As ``complete``, for chains whose ``written`` says how many bytes that was."""
+        """As ``complete``, for chains whose ``written`` says how many bytes that was.
+
+        For a driver in a hurry: nobody looks whether so many bytes have a place in the chain.
+        """
         log, batch, halves = self._log, self._batch, self._inflight_halves
         start = ((self._used_index + len(batch)) & self._mask) * 2 + 1
         link = halves[LAST_BATCH_HEAD_HALF]
         elements: list[int] = []
         for chain in chains:
             if not chain.busy:
-                raise QueueError(f"chain {chain.head} of queue {self.index} is completed twice")
+                raise DeviceError(f"chain {chain.head} of queue {self.index} is completed twice")
             if log is not None:
                 self._mark_written(chain, log)
             chain.busy = False
@@ -368,7 +378,9 @@ class Virtqueue:
         try:
             words = array("I", elements)
         except OverflowError as error:
-            raise QueueError(f"a request of queue {self.index} wrote more bytes than 32 bits hold") from error
+            raise DeviceError(
+                f"a request of queue {self.index} wrote more bytes than 32 bits hold"
+            ) from error
         space = 2 * self.size + 1 - start
         self._used_words[start : start + len(words)] = words[:space]
         if len(words) > space:

@@ -100,7 +100,13 @@ class RunningBackend:
         self.device = device
         self.reports: list[str] = []
         self.error: ChannelError | None = None
-        self.backend = Backend(ours, device, poll_us=poll_us, report=self.reports.append)
+        self.failure: Exception | None = None
+        try:
+            self.backend = Backend(ours, device, poll_us=poll_us, report=self.reports.append)
+        except ChannelError:
+            self.peer.close()
+            ours.close()
+            raise
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
@@ -108,7 +114,9 @@ class RunningBackend:
         try:
             self.backend.run()
         except ChannelError as error:
-            self.error = error
+            self.error = self.failure = error
+        except Exception as error:
+            self.failure = error
 
     def wait(self) -> ChannelError | None:
         """Wait for the end; how it ended."""
