@@ -51,6 +51,7 @@ _PR_SET_NAME = 15
 _IOCTLS = (
     0x5401, 0x5421, 0x5450, 0x5451,  # TCGETS (isatty), FIONBIO, FIONCLEX, FIOCLEX: Python's own
     0x1268, 0x1272, 0x1277, 0x127F,  # BLKSSZGET, BLKGETSIZE64, BLKDISCARD, BLKZEROOUT
+    0x400454D0, 0x400454D8,  # TUNSETOFFLOAD, TUNSETVNETHDRSZ: what a guest chose, on a TAP that it was given
 )  # fmt: skip
 
 # linux/filter.h, linux/seccomp.h, linux/audit.h
