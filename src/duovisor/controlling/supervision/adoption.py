@@ -126,13 +126,12 @@ async def adopt_crew(crew: Crew, found: Iterable[ProcessDescription], host: Host
             await seat.kill()
         else:
             await running.kill()
-    active, spare = seats.get(Duty.ACTIVE), seats.get(Duty.SPARE)
+    active, crew.spare = seats.get(Duty.ACTIVE), seats.get(Duty.SPARE)
     if active is not None:
         active.serves()
         await crew.seat_active(active)
-    crew.spare = spare if active is not None else None
-    if active is None and spare is not None:
-        await _await_takeover(crew, spare)
+    elif crew.spare is not None:
+        await _await_takeover(crew, crew.spare)
     kept = {seat.control_name for seat in (crew.active, crew.spare) if seat is not None}
     for path in host.run_dir.glob(f"{crew.plan.device}.*.control"):
         if path.name not in kept:
@@ -162,4 +161,4 @@ async def _await_takeover(crew: Crew, spare: Seat) -> None:
     if await spare.wait_for("serving", timeout_s=2.0):
         await crew.seat_active(spare)
     else:
-        await spare.kill()
+        await crew.dismiss_spare()

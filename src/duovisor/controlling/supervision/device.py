@@ -41,7 +41,6 @@ DEAF_VMM = (
     "met a VMM that does not take the channel up again (QEMU before 9.0 gives a device up when a driver dies "
     "during the first messages of a connection); only a restart of the VM helps"
 )
-FAILING_DRIVER, PARKED_DRIVER = "failing-block", "parked-block"
 
 
 class DeviceSupervisor:
@@ -63,6 +62,7 @@ class DeviceSupervisor:
         self._last_pause_ms: float | None = None
         self._completed_before = 0
         self._spare_from = 0.0
+        self._failing, self._parked = f"failing-{plan.kind}", f"parked-{plan.kind}"
         self._paused_vm = False
         self._trouble = ""
         self._turn = asyncio.Lock()
@@ -158,6 +158,8 @@ class DeviceSupervisor:
             if self._paused_vm:
                 self._paused_vm = False
                 await self._host.resume()
+            elif self.plan.kind == "net":
+                await self._host.set_link(self.plan.device, up=True)
 
     # Watching
 
@@ -246,7 +248,7 @@ class DeviceSupervisor:
         leaves the guest's requests alone.
         """
         if delay_s != 0.0 and self.crew.active is None:
-            await self._begin_again(PARKED_DRIVER)
+            await self._begin_again(self._parked)
         while delay_s is not None:
             await asyncio.sleep(delay_s)
             seat = await self._begin_again()
@@ -297,8 +299,11 @@ class DeviceSupervisor:
         self.reason = f"{self.backoff.describe()}; the last one {reason}"
         remedy = f"duovisor driver restart {self._host.name} {self.plan.device} tries again"
         if self.plan.on_failure is DriverFailure.REPORT:
-            await self._begin_again(FAILING_DRIVER)
+            await self._begin_again(self._failing)
             what = "the guest is told of errors"
+            if self.plan.kind == "net":
+                await self._host.set_link(self.plan.device, up=False)
+                what = "its link is down"
         else:
             self._paused_vm = await self._host.pause()
             what = "the VM is paused" if self._paused_vm else "nobody serves it"
@@ -311,7 +316,7 @@ class DeviceSupervisor:
         if await self._host.wait_ended(timeout_s=ENDING_TOGETHER_S):
             await asyncio.Future()
         reports = self.plan.on_failure is DriverFailure.REPORT
-        await self._begin_again(FAILING_DRIVER if reports else PARKED_DRIVER)
+        await self._begin_again(self._failing if reports else self._parked)
 
     # Telling
 

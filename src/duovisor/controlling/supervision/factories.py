@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import itertools
+import os
+from pathlib import Path
 
 from duovisor.controlling.partitions.factory import PartitionFactory, read_code_digest
 
-if TYPE_CHECKING:
-    from pathlib import Path
+_NUMBERS = itertools.count()
+
+
+def remove_orphaned_logs(runtime: Path) -> list[Path]:
+    """Remove the logs of factories whose owner was killed while it started them; returns them."""
+    orphaned = [path for path in runtime.glob("factory.*.log") if not _owner_lives(path)]
+    for path in orphaned:
+        path.unlink(missing_ok=True)
+    return orphaned
+
+
+def _owner_lives(log: Path) -> bool:
+    return Path("/proc", log.name.split(".")[1]).exists()
 
 
 class Factories:
@@ -53,5 +66,8 @@ class Factories:
 
     async def _start(self) -> PartitionFactory:
         self._runtime.mkdir(parents=True, exist_ok=True, mode=0o700)
-        log = self._runtime / "factory.log"
-        return await PartitionFactory.start(log=log, end_with_owner=self._end_with_owner)
+        log = self._runtime / f"factory.{os.getpid()}.{next(_NUMBERS)}.log"
+        try:
+            return await PartitionFactory.start(log=log, end_with_owner=self._end_with_owner)
+        finally:
+            log.unlink(missing_ok=True)  # of use only for why it did not start

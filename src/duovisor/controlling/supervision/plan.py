@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 class DevicePlan:
     """How the driver of ``device`` is started: ``words`` are its options, ``descriptors`` what it may hold.
 
+    ``kind`` ("block", "net") names those that stand in for its drivers: "failing-block", "parked-net".
     ``hang_s``: without progress for so long it counts as hung. ``on_failure``: what becomes of the device
     when its drivers keep dying.
     """
@@ -32,6 +33,7 @@ class DevicePlan:
     uid: int
     limits: PartitionLimits
     poll_us: int = 0
+    kind: str = "block"
 
 
 class Host(Protocol):
@@ -57,6 +59,10 @@ class Host(Protocol):
 
     async def pause(self) -> bool:
         """Stop the processors; False when they did not run."""
+        ...
+
+    async def set_link(self, nic: str, *, up: bool) -> None:
+        """Plug a network card's cable in or out."""
         ...
 
     async def resume(self) -> None:

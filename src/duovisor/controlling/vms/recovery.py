@@ -19,6 +19,7 @@ from duovisor.controlling.errors import ControllingError, NameInUseError
 from duovisor.controlling.leftovers import can_go_on, undo
 from duovisor.controlling.memory_folder import remove_orphaned_memory
 from duovisor.controlling.run_folder import list_run_folders, open_run_folder
+from duovisor.controlling.supervision.factories import remove_orphaned_logs
 from duovisor.controlling.vms.documents import Intent
 from duovisor.controlling.vms.records import Autostart, EventKind, Fault, RecoveryReport, VmEvent, now
 from duovisor.errors import DuovisorError
@@ -175,6 +176,7 @@ class Recovery:
         """Remove memory files without a run folder, and console logs of VMs that were deleted."""
         if self._directories.runtime.is_dir():
             swept = remove_orphaned_memory(self._directories.runtime, vms)
+            swept += remove_orphaned_logs(self._directories.runtime)
             self._found["removed"] += map(str, swept)
         for path in self._host.console_logs.glob("*.log"):
             if path.stem not in self._runs:
