@@ -129,6 +129,10 @@ def _check_sockets(directories: Directories, known: dict[str, MachineDescription
         str(directories.vms / name / f"{socket}.sock") for name, each in known.items()
         for socket in each.plan.sockets
     }  # fmt: skip
+    expected |= {
+        str(directories.vms / name / process.control) for name, each in known.items()
+        for process in each.processes if process.control
+    }  # fmt: skip
     lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
     listening = {line[7] for line in lines if len(line) > 7 and line[5] == "01"}
     ours = {path for path in listening if path.startswith(f"{directories.runtime.parent}/")}

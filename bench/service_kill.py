@@ -27,6 +27,7 @@ from bench.kill_ledger import Ledger
 from bench.service_process import ServiceEndedError, ServiceProcess, find_processes, list_vms, write_json
 
 from duovisor.client.errors import ApiError
+from duovisor.process_identity import read_children
 
 if TYPE_CHECKING:
     from bench.kill_inspection import RunningVm
@@ -148,7 +149,8 @@ class Trial:
         deadline = time.monotonic() + SETTLE_S
         while True:
             vms = list_vms(connection)
-            found = find_disagreements(self._service.directories, vms, {self._service.pid})
+            own_pids = {self._service.pid, *read_children(self._service.pid)}  # with the partition factory
+            found = find_disagreements(self._service.directories, vms, own_pids)
             if not found or time.monotonic() > deadline:
                 break
             time.sleep(0.05)

@@ -16,7 +16,7 @@ import random
 import signal
 import sys
 from collections import Counter
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ from duovisor.controlling.vms.errors import ShutdownTimeoutError
 from duovisor.controlling.vms.manager import VmManager
 from duovisor.controlling.vms.records import Autostart, VmStatus
 from duovisor.hypervisor.lifecycle import State
+from duovisor.process_identity import read_children
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -60,6 +61,17 @@ IGNORED = (
 )
 NAME = "vm"
 NEVER = 1 << 62
+SETTLE_STEPS, SETTLE_STEP_S = 200, 0.025
+
+
+def find_own_factories() -> set[int]:
+    """The processes that this one forks driver partitions from."""
+    found = set()
+    for pid in read_children(os.getpid()):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if b"drivers.factory" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.add(pid)
+    return found
 
 
 class Steps:
@@ -198,11 +210,17 @@ class Trials:
         if acknowledged and acknowledged not in {str(status.pid) for status in running}:
             yield f"the VM with pid {acknowledged} ran and does not: {running}"
         self.acknowledged.write_text("")
-        described = load_description(self.directories.vms / NAME)
-        pids = {
-            pid for each in (described.processes if described else ()) for pid in (each.pid, each.watched_pid)
-        }
-        if (processes := find_processes(self.root)) != pids:
+        for _ in range(SETTLE_STEPS):  # a spare may be just coming or going
+            described = load_description(self.directories.vms / NAME)
+            pids = {
+                pid
+                for each in (described.processes if described else ())
+                for pid in (each.pid, each.watched_pid)
+            }
+            if (processes := find_processes(self.root) - find_own_factories()) == pids:
+                break
+            await asyncio.sleep(SETTLE_STEP_S)
+        else:
             yield f"processes {processes}, not {pids}"
         files = {f"run {NAME}", f"memory {NAME}"} if running else set()
         if (found := find_files(self.directories) - {"mount"}) != files:
