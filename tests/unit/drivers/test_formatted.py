@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -471,6 +472,39 @@ def test_drains(rig: Rig) -> None:
     os.eventfd_write(rig.device._ring.call_descriptor, 1)
     rig.device.drain()
     assert rig.guest.front.reap() == [(head, 1)]
+
+
+def test_a_lone_request_is_watched_for_a_moment(rig: Rig) -> None:
+    """Its answer is taken in the turn in which it was submitted."""
+    rig.submit(IN, 0, 512)
+    rig.connect()
+    rig.run()
+    rig.device._window_ns = 10_000_000_000  # a moment, even for a machine with much else to do
+
+    def answer() -> None:
+        while not (ordered := rig.server.take()):
+            pass
+        rig.server.execute(ordered[0])
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    head = rig.submit(IN, 8, 512)
+    rig.device.handle(rig.queue, rig.queue.pop())
+    assert rig.guest.front.reap() == [(head, 513)]
+    thread.join()
+
+
+def test_the_buffers_of_many_reads_are_given_back(rig: Rig) -> None:
+    rig.submit(IN, 0, 512)
+    rig.connect()
+    rig.run()
+    for number in range(60):
+        rig.submit(IN, number * 8, 4096)
+    rig.run()
+    held = os.fstat(rig.replay).st_blocks
+    rig.submit(FLUSH)
+    rig.run()
+    assert os.fstat(rig.replay).st_blocks <= held - 8 * (60 - 8)
 
 
 @pytest.mark.parametrize(

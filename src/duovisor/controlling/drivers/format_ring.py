@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _MASK = QUEUE_SIZE - 1
 _NO_STATUS = 0xFF
+BUFFERS_KEPT = 8  # for reading: 1 MiB
 # Inside a slot: virtio-blk's header, the range of a discard, status, then what a successor must know.
 _RANGE_AT, _STATUS_AT, _BUSY_AT, _NOTES_AT = 16, 32, 33, 40
 # position in the ring, position in the replay log + 1, bytes on the disk
@@ -75,6 +76,7 @@ class FormatRing:
         self._fence = make_memory_fence()
         self._free: list[int] = []
         self._submitted = self._reaped = 0
+        self._buffers_touched = 0
 
     # A ring begins, or goes on
 
@@ -98,6 +100,7 @@ class FormatRing:
         self._submitted = words[SUBMITTED_WORD] = submitted
         self._reaped = words[REAPED_WORD]
         self._free = []
+        self._buffers_touched = SLOTS  # by the predecessor, perhaps
         self._reap(outstanding, answered_before=True)
         found = []
         for slot in range(SLOTS - 1, -1, -1):
@@ -126,6 +129,18 @@ class FormatRing:
         start = self._memory.read_buffers_at + slot * READ_BUFFER_BYTES
         return self._view[start : start + length]
 
+    def release_buffers(self) -> None:
+        """Give the memory of the buffers back, but for that of the first; nothing may be under way."""
+        if self._buffers_touched > BUFFERS_KEPT:
+            start = self._memory.read_buffers_at
+            touched = start + self._buffers_touched * READ_BUFFER_BYTES
+            self._memory.release(start + BUFFERS_KEPT * READ_BUFFER_BYTES, touched)
+            self._buffers_touched = BUFFERS_KEPT
+
+    def has_answers(self) -> bool:
+        """Whether something was answered since the last ``reap``."""
+        return self._used_halves[1] != self._reaped & 0xFFFF
+
     def put(self, slot: int, kind: int, offset: int, length: int, data_at: int = 0, record: int = -1) -> None:
         """Put a request into the ring; ``publish`` shows it. ``data_at``: where a write's data lies."""
         view, base, submitted = self._view, SLOTS_AT + slot * SLOT_BYTES, self._submitted
@@ -134,6 +149,7 @@ class FormatRing:
         following = descriptor + 1
         if kind == layout.REQUEST_IN:
             buffer = self._memory.read_buffers_at + slot * READ_BUFFER_BYTES
+            self._buffers_touched = max(self._buffers_touched, slot + 1)
             DESCRIPTOR.pack_into(view, table + 16, buffer, length, NEXT | WRITE, descriptor + 2)
         elif kind == layout.REQUEST_OUT:
             DESCRIPTOR.pack_into(view, table + 16, data_at, length, NEXT, descriptor + 2)

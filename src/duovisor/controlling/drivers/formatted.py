@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 # A format process that does not answer may hold up the end of a queue for so long; then the requests stay in
 # flight, for whoever starts the queue again.
 DRAIN_S = 5.0
+# How long the answer to a lone request is looked for at most.
+WATCH_NS = 50_000
 
 
 class State(IntEnum):
@@ -71,6 +73,8 @@ class FormattedDevice(BlockDevice):
         self._active: dict[int, Command] = {}
         self._touched: list[Virtqueue] = []
         self._flushes_early = False
+        self._window_ns = WATCH_NS
+        self._watched_ns = 0
         self.completion_descriptor = self._link.descriptor
         if connection is not None:
             self._link.offer(connection)
@@ -178,6 +182,7 @@ class FormattedDevice(BlockDevice):
             else:
                 self._finish(chain, status, layout.STATUS_UNSUPPORTED)
         self._pump()
+        self._watch_ring()
 
     def _flush(self, chain: Chain, status: memoryview, _: int) -> None:
         request = Request(chain, status)
@@ -259,10 +264,30 @@ class FormattedDevice(BlockDevice):
 
     # From the format process
 
+    def _watch_ring(self) -> None:
+        """Look for the answer to a lone request for a moment, which spares both sides a sleep.
+
+        The moment halves each time nothing came, and is whole again when an answer came in time elsewhere.
+        """
+        if len(self._active) != 1 or self.state is not State.SERVING:
+            return
+        now, ring = time.perf_counter_ns, self._ring
+        began = now()
+        deadline = began + self._window_ns
+        while now() < deadline:
+            if ring.has_answers():
+                self._window_ns = WATCH_NS
+                self.reap()
+                return
+        self._window_ns //= 2
+        self._watched_ns = began
+
     def reap(self) -> None:
         """Take answers, follow the connection's state, and go on."""
         if self._log is None:
             return
+        if not self._window_ns and time.perf_counter_ns() - self._watched_ns < 2 * WATCH_NS:
+            self._window_ns = WATCH_NS
         try:
             is_set_up = self._link.advance()
             self._take_answers()
@@ -301,6 +326,8 @@ class FormattedDevice(BlockDevice):
             self._flushes_early = self._flushes_early and request is not None
             if succeeded:
                 self._log.drop(command.record)
+                if not self._active:
+                    self._ring.release_buffers()
         elif command.kind == layout.REQUEST_IN:
             if succeeded and request is not None:
                 copy_pieces(command.buffers, self._ring.read_buffer(slot, command.length), into=False)
