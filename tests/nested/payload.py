@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from duovisor.controlling.images.image import Image
 
+UNIT = Path(__file__).parents[2] / "packaging/duovisord.service"
 DOWNLOAD_TIMEOUT_S = 120.0
 
 
@@ -38,8 +39,9 @@ def build_payload(disk: Path, image: Image, python_version: tuple[int, int]) -> 
         if python_version != sys.version_info[:2]:
             fetch_binaries(needed, python_version, python)
         shutil.copytree(image.folder, content / "state/images" / image.name)
-        for name in ("run", "steps.py"):
+        for name in ("run", "steps.py", "service_steps.py"):
             shutil.copyfile(IN_GUEST / name, content / name)
+        shutil.copyfile(UNIT, content / UNIT.name)
         build_ext4_disk(disk, content)
     finally:
         shutil.rmtree(content, ignore_errors=True)

@@ -1,0 +1,67 @@
+"""duovisord as a systemd unit, and the groups in which its VMs are limited, on a real systemd and cgroup v2.
+
+The same outer guest as in ``test_nested_kvm`` does it all once; each test judges a part of what it reported.
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.nested.outer_guest import Reports
+
+pytestmark = [pytest.mark.vm, pytest.mark.nested]
+
+
+def limited(vm: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The VM's processes by role and number, without the service."""
+    return {name: group for name, group in vm["groups"].items() if not name.startswith("manager ")}
+
+
+def test_the_unit_is_sound_and_the_service_says_when_it_is_ready(reports: Reports) -> None:
+    assert reports.find("unit-installed")["verify"] == {"exit": 0, "output": ""}
+    started = reports.find("unit-started")
+    assert started["start"]["exit"] == 0, started
+    assert (started["unit"]["ActiveState"], started["unit"]["SubState"]) == ("active", "running")
+
+
+@pytest.mark.parametrize("step", ["unit-restarted", "unit-killed"])
+def test_a_vm_and_its_limits_outlive_the_service(reports: Reports, step: str) -> None:
+    before, after = reports.find("vm-started")["vm"], reports.find(step)
+    assert (after["unit"]["ActiveState"], after["unit"]["SubState"]) == ("active", "running"), after
+    assert len(limited(before)) == 4  # VMM, driver and spare, network helper
+    assert limited(after["vm"]) == limited(before)
+    assert after["vm"]["mounts"] == before["mounts"]
+
+
+def test_a_restarted_service_adopts_its_vm(reports: Reports) -> None:
+    restarted = reports.find("unit-restarted")
+    assert restarted["restart"] == {"exit": 0, "output": ""}
+    assert restarted["found"]["recovery"]["adopted"] == ["inner"]
+    assert reports.find("unit-killed")["back"]
+
+
+def test_host_check_tells_of_groups(reports: Reports) -> None:
+    for verdict in reports.find("check")["check"]["designs"].values():
+        (limits,) = (finding for finding in verdict["findings"] if finding["subject"] == "limits")
+        assert limits["seen"] == "each process, and each VM in a systemd scope"
+
+
+def test_a_group_ends_with_its_vm(reports: Reports) -> None:
+    stopped = reports.find("vm-stopped")
+    assert stopped["stop"]["exit"] == 0, stopped
+    assert (stopped["gone"], stopped["scopes"]) == (True, [])
+    assert reports.find("unit-stopped")["unit"]["Result"] == "success"
+
+
+def test_who_takes_too_much_is_stopped_alone(reports: Reports) -> None:
+    limits = reports.find("limits")
+    assert limits["problem"] == ""
+    assert limits["ends"] == {
+        "memory": -signal.SIGKILL,  # by the kernel: no memory left in its group
+        "forks": 25,  # tens of processes: it may have 256
+    }
+    assert limits["neighbour_lives"]
