@@ -58,6 +58,18 @@ CASES = (
         ("--name", "network", "--nic", "user", "--nic", "user",
          "--forward", "2222:22", "--forward", "udp:53:5353"),
     ),
+    Case(
+        "bridge",
+        ("SPEC", "--nic", "bridge=br-lan,mac=52:54:00:12:34:57"),
+        """
+name = "bridge"
+[[nics]]
+bridge = "br0"
+mac_filter = false
+on_driver_failure = "pause"
+driver_hang_s = 5
+""",
+    ),
     Case("uefi", ("--name", "uefi", "--firmware", "uefi", "--disk", "/srv/system.raw")),
     Case(
         "kernel",

@@ -37,7 +37,7 @@ def render_plan(plan: LaunchPlan, tools: Sequence[SandboxTools]) -> list[str]:
     lines = [
         f"design: {plan.design}",
         f"sockets: {' '.join(plan.sockets)}",
-        f"channels: {' '.join(plan.channels) or 'none'}",
+        f"channels: {' '.join((*plan.channels, *plan.bound)) or 'none'}",
         f"memory: {plan.memory_mib} MiB in {plan.memory_file}",
         "",
         *render_argv(plan.argv),

@@ -99,7 +99,8 @@ def test_a_microkernelized_vmm_names_no_host_device(case: Case, tmp_path: Path) 
     assert plan.sandbox is not None
     assert not any(disk.path in text for disk in spec.disks)
     assert "iothread" not in text
-    assert not any(value.startswith("user") for value in find_values(plan.argv, "-netdev"))
+    assert not any(value.startswith(("user", "tap")) for value in find_values(plan.argv, "-netdev"))
+    assert not plan.taps
     bound = {str(path) for path, _ in (*plan.sandbox.read_only, *plan.sandbox.writable)}
     assert not bound & {disk.path for disk in spec.disks}
     assert plan.sandbox.devices == ("/dev/kvm",)

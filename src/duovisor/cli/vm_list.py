@@ -136,4 +136,5 @@ def _describe_nic(nic: dict[str, Any]) -> str:
         f"{port['protocol']} {port['host_address']}:{port['host_port']} to port {port['guest_port']}"
         for port in nic["forward"]
     ]
-    return ", ".join([nic["network"], *([nic["mac"]] if nic["mac"] else []), *forwards])
+    network = f"bridge {nic['bridge']}" if nic["bridge"] else nic["network"]
+    return ", ".join([network, *([nic["mac"]] if nic["mac"] else []), *forwards])

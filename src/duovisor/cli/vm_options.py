@@ -31,7 +31,13 @@ _OPTIONS = (
         metavar="PATH[,KEY=VALUE…]",
         help="A disk; keys: format, cache, read_only, serial, queues, queue_size. Repeatable.",
     ),
-    click.option("--nic", "nics", multiple=True, type=click.Choice(["user"]), help="A NIC. Repeatable."),
+    click.option(
+        "--nic",
+        "nics",
+        multiple=True,
+        metavar="user|bridge=NAME[,KEY=VALUE…]",
+        help="A NIC; keys: mac, mac_filter. Repeatable.",
+    ),
     click.option(
         "--forward",
         "forwards",
@@ -109,8 +115,20 @@ def parse_disk(text: str) -> dict[str, Any]:
     return document
 
 
+def parse_nic(text: str) -> dict[str, Any]:
+    """``user`` or ``bridge=NAME``, then ``,KEY=VALUE…``, as a NIC's document."""
+    document: dict[str, Any] = {}
+    for position, setting in enumerate(text.split(",")):
+        key, equals, value = setting.partition("=")
+        if not position and not equals:
+            document["network"] = key
+        else:
+            document[key] = value if equals else True
+    return document
+
+
 def _add_nics(given: Any, nics: tuple[str, ...], forwards: tuple[str, ...]) -> list[Any]:
-    documents = [*given, *({"network": nic} for nic in nics)] or [{}]
+    documents = [*given, *map(parse_nic, nics)] or [{}]
     if not forwards:
         return documents
     first = documents[0]

@@ -45,7 +45,8 @@ class Duty(StrEnum):
 class ProcessDescription(BaseModel):
     """One process of a VM; ``pid`` is the program's own, ``device`` what it serves.
 
-    A driver partition has a ``duty``, and listens to orders on the socket ``control`` in the run folder.
+    A driver partition has a ``duty``, and listens to orders on the socket ``control`` in the run folder. A
+    format process makes a disk of ``capacity_bytes`` of its image.
 
     ``watched_pid`` is the process that was started, in a sandbox bubblewrap's; with ``start_ticks`` it is
     told from a later process of the same number.
@@ -63,6 +64,7 @@ class ProcessDescription(BaseModel):
     log: str
     duty: Duty = Duty.NONE
     control: str = ""
+    capacity_bytes: int = 0
 
     @property
     def is_vmm(self) -> bool:
@@ -81,6 +83,7 @@ class PlanDescription(BaseModel):
     argv: tuple[str, ...]
     sockets: tuple[str, ...]
     channels: tuple[str, ...]
+    bound: tuple[str, ...] = ()
 
 
 class MachineDescription(BaseModel):
@@ -111,6 +114,7 @@ class MachineDescription(BaseModel):
             argv=self.plan.argv,
             sockets=self.plan.sockets,
             channels=self.plan.channels,
+            bound=self.plan.bound,
             memory_file=Path(self.memory_file),
             memory_mib=self.spec.memory_mib,
             sandbox=None,

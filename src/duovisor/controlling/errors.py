@@ -41,6 +41,12 @@ class DiskLockedError(ControllingError):
     code = "disk-locked"
 
 
+class NetworkError(ControllingError):
+    """A bridge is missing or is none, or a TAP cannot be put on it."""
+
+    code = "network"
+
+
 class PartitionError(ControllingError):
     """A driver partition or network helper ended when it should not have; its last words are shown."""
 

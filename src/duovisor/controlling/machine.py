@@ -10,17 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
+from duovisor.controlling.channel_socket import connect_channel, wait_channels
 from duovisor.controlling.console import Console
 from duovisor.controlling.description import (
     MachineDescription,
     Phase,
     PlanDescription,
+    ProcessDescription,
     describe_process,
     find_program,
     write_description,
@@ -28,24 +29,30 @@ from duovisor.controlling.description import (
 from duovisor.controlling.errors import PartitionError
 from duovisor.controlling.leftovers import adopt_process
 from duovisor.controlling.machine_checks import check_start
-from duovisor.controlling.machine_devices import plan_disk
+from duovisor.controlling.machine_devices import plan_disk, plan_nic
+from duovisor.controlling.machine_formats import adopt_keeper, build_format_environment, is_format_process
+from duovisor.controlling.machine_networks import adopt_tap, open_taps
 from duovisor.controlling.machine_place import Place, make_place
 from duovisor.controlling.memory_folder import open_memory_folder
 from duovisor.controlling.network_helper import start_network_helper
+from duovisor.controlling.preflight import find_sandbox_tools
 from duovisor.controlling.supervision.adoption import adopt_crew, adopt_image
 from duovisor.controlling.supervision.device import DeviceSupervisor
 from duovisor.controlling.supervision.factories import Factories
+from duovisor.controlling.supervision.format import FormatKeeper
 from duovisor.controlling.supervision.records import ignore_driver_events
 from duovisor.hardware.accelerator import AcceleratorDecision
-from duovisor.hypervisor.errors import VmmGoneError, WrongStateError
+from duovisor.hardware.capabilities import read_capabilities
+from duovisor.hypervisor.errors import HypervisorError, VmmGoneError, WrongStateError
 from duovisor.hypervisor.qemu.console import CONSOLE_SOCKET, port_socket
 from duovisor.hypervisor.qemu.disks import disk_socket
 from duovisor.hypervisor.qemu.nics import nic_socket
 from duovisor.hypervisor.vmm import Vmm
-from duovisor.spec.vm import Design
+from duovisor.spec.vm import Design, DiskFormat
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    import socket
+    from collections.abc import AsyncIterator, Callable, Iterable
     from pathlib import Path
 
     from duovisor.controlling.machine_checks import CheckedStart
@@ -78,6 +85,7 @@ class Machine:
         self.devices: dict[str, DeviceSupervisor] = {}
         self.helpers: dict[str, Process] = {}
         self.console: Console
+        self._keepers: dict[str, FormatKeeper] = {}
         self._place = place
         self._factories = factories
         self._tell = tell
@@ -119,10 +127,14 @@ class Machine:
         try:
             machine._write(machine.description)  # from here on a successor can undo what we do
             machine.vmm.prepare()
+            taps = open_taps(spec, place.disks)
             if spec.design is Design.MICROKERNELIZED:
-                await machine._start_devices(checked)
+                await machine._start_devices(checked, taps)
+                taps = {}
             log = console_log or machine.run_dir / "console.log"
-            machine.vmm.launch(log, die_with_owner=die_with_owner, record=machine._record)
+            machine.vmm.launch(log, die_with_owner=die_with_owner, record=machine._record, taps=taps)
+            if plan.bound:
+                await machine._start_late(plan.bound)
             await machine._run()
             await machine._settle(log, adopted=False)
         except BaseException:
@@ -139,17 +151,18 @@ class Machine:
         console_log: Path,
         factories: Factories,
         tell: Tell = ignore_driver_events,
+        capabilities: Callable[[], HostCapabilities] = read_capabilities,
     ) -> Machine:
         """Take over a VM that runs without an owner; ``folder`` is its run folder and goes over to it.
 
-        A device without a driver gets one; helpers that have ended meanwhile are missing from ``helpers``.
+        ``capabilities`` is asked, elsewhere than in the loop, when processes must be started again. A device without a driver gets one; helpers that have ended meanwhile are missing from ``helpers``.
         Raises ``VmmGoneError`` when the VMM has ended, ``VmmStartError`` when it never ran its guest,
         ``QmpError`` or ``QmpTimeoutError``; then nothing has changed and ``folder`` is the caller's.
         """
         place = Place(folder, open_memory_folder(directories.runtime))
         vmm = Vmm(description.build_plan(), folder.path)
         machine = cls(description, vmm, place, factories, tell)
-        others = [each for each in description.processes if not each.control]
+        others = [each for each in description.processes if not each.control and not is_format_process(each)]
         running = {each.device: adopt_process(each, folder.path) for each in others}
         found = running.pop("", None)
         machine.helpers = {name: process for name, process in running.items() if process is not None}
@@ -158,7 +171,7 @@ class Machine:
                 raise VmmGoneError(f"{description.spec.name}: the VMM has ended")
             await machine.vmm.adopt(found)
             if machine.spec.design is Design.MICROKERNELIZED:
-                await machine._adopt_devices()
+                await machine._adopt_devices(capabilities)
             await machine._settle(console_log, adopted=True)
         except BaseException:
             await machine._let_go()
@@ -173,6 +186,9 @@ class Machine:
             for helper in self.helpers.values():
                 # with the VMM gone their channel is closed and most have ended by themselves
                 stack.push_async_callback(helper.stop, grace_s=1.0)
+            for name, keeper in self._keepers.items():
+                if name not in self.devices:  # its start failed
+                    stack.push_async_callback(keeper.end)
             for device in self.devices.values():
                 stack.push_async_callback(device.end)
             stack.push_async_callback(self.vmm.clean_up)
@@ -187,6 +203,9 @@ class Machine:
         await self._close_console()
         for device in self.devices.values():
             await device.detach()
+        for name, keeper in self._keepers.items():
+            if name not in self.devices:
+                await keeper.detach()
         await self.vmm.detach()
         for helper in self.helpers.values():
             helper.release()
@@ -233,19 +252,18 @@ class Machine:
 
     def connect(self, device: str) -> socket.socket:
         """A fresh connection to the device's channel. Raises ``PartitionError`` when nobody listens."""
-        channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            channel.connect(str(self.vmm.socket_path(device)))
+            return connect_channel(self.vmm.socket_path(device))
         except OSError as error:
-            channel.close()
             raise PartitionError(f"channel {device} of {self.spec.name} refuses: {error}") from error
-        return channel
 
     def record(self) -> None:
         """Write down which processes there are."""
-        fixed = [each for each in self.description.processes if not each.control]
+        devices = {*self.devices, *self._keepers}
+        fixed = [each for each in self.description.processes if each.device not in devices]
+        formats = [find_program(each.described) for each in self._keepers.values() if each.described]
         crews = [each for device in self.devices.values() for each in device.crew.describe()]
-        self._write(self.description.model_copy(update={"processes": (*fixed, *crews)}))
+        self._write(self.description.model_copy(update={"processes": (*fixed, *formats, *crews)}))
 
     async def wait_ended(self, *, timeout_s: float) -> bool:
         """Whether the VMM has ended, or does within that time."""
@@ -263,6 +281,11 @@ class Machine:
             return False
         return True
 
+    async def set_link(self, nic: str, *, up: bool) -> None:
+        """Plug a network card's cable in or out; a VMM that does not answer is left alone."""
+        with contextlib.suppress(HypervisorError):
+            await self.vmm.set_link(nic, up=up)
+
     async def resume(self) -> None:
         """Let the processors go on."""
         with contextlib.suppress(WrongStateError):
@@ -277,32 +300,83 @@ class Machine:
         processes = (*self.description.processes, describe_process(process, device))
         self._write(self.description.model_copy(update={"processes": processes}))
 
-    async def _start_devices(self, checked: CheckedStart) -> None:
-        for index, opened in enumerate(checked.disks):
-            self._add_device(plan_disk(self.spec, index, {"image": opened.descriptor}))
-        await asyncio.gather(*(device.start() for device in self.devices.values()))
+    async def _start_devices(self, checked: CheckedStart, taps: dict[str, int]) -> None:
+        for index, (disk, opened) in enumerate(zip(self.spec.disks, checked.disks, strict=True)):
+            if disk.format is DiskFormat.RAW:
+                self._add_device(plan_disk(self.spec, index, {"image": opened.descriptor}))
+                continue
+            name = disk_socket(index)
+            environment = build_format_environment(
+                self.name, self.run_dir, checked.tools, checked.capabilities
+            )
+            keeper = FormatKeeper(environment, name, disk, opened.chain, self.record)
+            self._keepers[name] = keeper
+            await keeper.start()
+            self._add_device(plan_disk(self.spec, index, keeper.descriptors, keeper.size_bytes), keeper)
+        for index in range(len(self.spec.nics)):
+            if (tap := taps.get(nic_socket(index))) is not None:
+                self._add_device(plan_nic(self.spec, index, {"tap": tap}))
+        early = [device for name, device in self.devices.items() if name not in self.vmm.plan.bound]
+        await asyncio.gather(*(device.start() for device in early))
         passt = checked.capabilities.tools.passt
         for index, nic in enumerate(self.spec.nics):
             name = nic_socket(index)
-            self.helpers[name] = start_network_helper(
-                passt, self.run_dir, name, nic, partial(self._record, device=name)
-            )
+            if name not in taps:
+                self.helpers[name] = start_network_helper(
+                    passt, self.run_dir, name, nic, partial(self._record, device=name)
+                )
 
-    def _add_device(self, plan: DevicePlan) -> DeviceSupervisor:
-        supervisor = DeviceSupervisor(plan, self, self._factories, self._tell)
+    async def _start_late(self, names: Iterable[str]) -> None:
+        """Start the drivers that the VMM waits for on sockets of its own."""
+        assert self.vmm.process is not None
+        await wait_channels(map(self.vmm.socket_path, names), self.vmm.process)
+        await asyncio.gather(*(self.devices[name].start() for name in names))
+
+    def _add_device(self, plan: DevicePlan, keeper: FormatKeeper | None = None) -> DeviceSupervisor:
+        supervisor = DeviceSupervisor(plan, self, self._factories, self._tell, keeper)
         self.devices[plan.device] = supervisor
         return supervisor
 
-    async def _adopt_devices(self) -> None:
-        """Take over the drivers; an image that no living driver holds is opened and locked again."""
+    async def _adopt_devices(self, capabilities: Callable[[], HostCapabilities]) -> None:
+        """Take over the drivers; what no living driver holds is opened again, an image locked."""
         for index, disk in enumerate(self.spec.disks):
-            name = disk_socket(index)
-            found = [each for each in self.description.processes if each.device == name and each.control]
+            found = self._find_partitions(disk_socket(index))
+            if disk.format is not DiskFormat.RAW:
+                await self._adopt_formatted(index, found, await asyncio.to_thread(capabilities))
+                continue
             image = adopt_image(disk, [each.pid for each in found])
             self._place.disks.callback(image.close)
-            device = self._add_device(plan_disk(self.spec, index, {"image": image.descriptor}))
-            await adopt_crew(device.crew, found, self)
-            device.supervise()
+            await self._adopt_device(plan_disk(self.spec, index, {"image": image.descriptor}), found)
+        for index, nic in enumerate(self.spec.nics):
+            if nic.bridge is not None:
+                found = self._find_partitions(nic_socket(index))
+                tap = adopt_tap(self.spec, index, [each.pid for each in found], self._place.disks)
+                await self._adopt_device(plan_nic(self.spec, index, {"tap": tap}), found)
+
+    async def _adopt_formatted(
+        self, index: int, found: list[ProcessDescription], capabilities: HostCapabilities
+    ) -> None:
+        name, disk = disk_socket(index), self.spec.disks[index]
+        tools = find_sandbox_tools(self.spec.design, capabilities)
+        environment = build_format_environment(self.name, self.run_dir, tools, capabilities)
+        described = next(
+            each for each in self.description.processes if each.device == name and is_format_process(each)
+        )
+        pids = [each.pid for each in found]
+        keeper = adopt_keeper(environment, name, disk, described, pids, self.record)
+        self._keepers[name] = keeper
+        plan = plan_disk(self.spec, index, keeper.descriptors, keeper.size_bytes)
+        await self._adopt_device(plan, found, keeper)
+
+    def _find_partitions(self, device: str) -> list[ProcessDescription]:
+        return [each for each in self.description.processes if each.device == device and each.control]
+
+    async def _adopt_device(
+        self, plan: DevicePlan, found: list[ProcessDescription], keeper: FormatKeeper | None = None
+    ) -> None:
+        device = self._add_device(plan, keeper)
+        await adopt_crew(device.crew, found, self)
+        device.supervise()
 
     async def _run(self) -> None:
         """Start the processors; a device that is given up meanwhile would leave the VMM waiting for ever."""
@@ -361,5 +435,5 @@ def _describe(checked: CheckedStart, plan: LaunchPlan, uuid: str) -> MachineDesc
         owner_pid=os.getpid(),
         memory_file=str(plan.memory_file),
         started_at=time.time(),
-        plan=PlanDescription(argv=plan.argv, sockets=plan.sockets, channels=plan.channels),
+        plan=PlanDescription(argv=plan.argv, sockets=plan.sockets, channels=plan.channels, bound=plan.bound),
     )

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 from duovisor.controlling.disk_files import open_disk
+from duovisor.controlling.machine_networks import check_networks
 from duovisor.controlling.preflight import (
     check_boot_files,
     check_memory,
@@ -17,10 +18,10 @@ from duovisor.controlling.preflight import (
     find_sandbox_tools,
 )
 from duovisor.hypervisor.build import build_launch_plan
-from duovisor.hypervisor.errors import PlanError
 from duovisor.hypervisor.plan import VmmPaths
+from duovisor.hypervisor.vmm import CHANNELS
 from duovisor.sandbox import uid_of
-from duovisor.spec.vm import Design, DiskFormat
+from duovisor.spec.vm import Design
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,6 +64,7 @@ class CheckedStart(NamedTuple):
             block_devices=self.block_devices,
             chains=self.chains,
             libraries=find_libraries(),
+            channels=run_dir / CHANNELS,
         )
         gids = find_kvm_gids(self.capabilities)
         return build_launch_plan(self.spec, qemu, self.decision.accelerator, paths, gids)
@@ -74,8 +76,8 @@ def check_start(spec: VirtualMachineSpec, capabilities: HostCapabilities) -> Che
     decision = choose_accelerator(spec, capabilities)
     check_memory(spec, capabilities.memory_total_mib)
     check_boot_files(spec)
+    check_networks(spec)
     tools = find_sandbox_tools(spec.design, capabilities)
-    _refuse_unserved(spec)
     kept = spec.design is Design.MICROKERNELIZED  # else QEMU opens and locks them itself
     with ExitStack() as stack:
         disks = tuple(stack.enter_context(open_disk(disk)) for disk in spec.disks)
@@ -85,13 +87,3 @@ def check_start(spec: VirtualMachineSpec, capabilities: HostCapabilities) -> Che
     chains = tuple(opened.chain for opened in disks)
     kept_disks = disks if kept else ()
     return CheckedStart(spec, capabilities, decision, tools, kept_disks, open_disks, block_devices, chains)
-
-
-def _refuse_unserved(spec: VirtualMachineSpec) -> None:
-    """Never give an image of another format to a driver that takes it for a raw one."""
-    for disk in spec.disks:
-        if spec.design is Design.MICROKERNELIZED and disk.format is not DiskFormat.RAW:
-            raise PlanError(
-                f"{disk.path}: the microkernelized design's driver reads raw images, not {disk.format}",
-                remedy=f"qemu-img convert -O raw {disk.path} NEW.raw, or use the monolithic design",
-            )

@@ -37,7 +37,7 @@ def build_launch_plan(
     sandboxed = spec.design is Design.MICROKERNELIZED
     channels = (
         *((disks.disk_socket(i) for i in range(len(spec.disks))) if sandboxed else ()),
-        *((nics.nic_socket(i) for i in range(len(spec.nics))) if sandboxed else ()),
+        *((name for name in nics.find_unbridged(spec)) if sandboxed else ()),
     )
     ports = tuple(console.port_socket(index) for index in range(len(spec.ports)))
     argv = (
@@ -46,7 +46,7 @@ def build_launch_plan(
         *machine.build_memory(spec.memory_mib, SANDBOX_MEMORY if sandboxed else str(paths.memory_file)),
         *firmware.build_firmware(spec, paths, sandboxed=sandboxed),
         *disks.build_disks(spec, qemu, paths.block_devices, paths.chains),
-        *nics.build_nics(spec),
+        *nics.build_nics(spec, qemu, accelerator),
         *console.build_monitor(),
         *console.build_console(),
         *console.build_ports(spec),
@@ -62,6 +62,8 @@ def build_launch_plan(
         memory_file=paths.memory_file,
         memory_mib=spec.memory_mib,
         sandbox=build_vmm_sandbox(spec, accelerator, paths, kvm_gids) if sandboxed else None,
+        taps=() if sandboxed else nics.find_bridged(spec),
+        bound=nics.find_bridged(spec) if sandboxed else (),
     )
 
 
@@ -87,6 +89,8 @@ def build_vmm_sandbox(
     if spec.firmware is Firmware.UEFI and paths.uefi_code and paths.uefi_vars:
         read_only.append((paths.uefi_code, firmware.SANDBOX_UEFI_CODE))
         writable.append((paths.uefi_vars, firmware.SANDBOX_UEFI_VARS))
+    if nics.find_bridged(spec):
+        writable.append((paths.channels, nics.SANDBOX_CHANNELS))
     kvm = accelerator is Accelerator.KVM
     return Sandbox(
         uid=uid_of(spec.name),

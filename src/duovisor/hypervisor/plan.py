@@ -26,9 +26,11 @@ class LaunchPlan:
     """How one VMM process is started.
 
     ``argv`` holds ``@NAME@`` in an ``-add-fd``, ``-chardev`` or ``-netdev`` wherever the number of an
-    inherited descriptor belongs. One is the console's log; ``sockets`` names the others: each is a Unix
-    stream socket, bound and listening as ``NAME.sock`` in the VM's run folder before the VMM starts, so that
-    whoever connects needs no retry. ``channels`` are those of them on which a driver serves.
+    inherited descriptor belongs. One is the console's log; ``taps`` names those that the controlling layer
+    opens, each a TAP; ``sockets`` names the others: each is a Unix stream socket, bound and listening as
+    ``NAME.sock`` in the VM's run folder before the VMM starts, so that whoever connects needs no retry.
+    ``channels`` are those of them on which a driver serves. The sockets in ``bound`` the VMM binds itself
+    when it starts, in the folder ``channels`` of the run folder; a driver serves on each of them, too.
     """
 
     name: str
@@ -40,6 +42,8 @@ class LaunchPlan:
     memory_file: Path
     memory_mib: int
     sandbox: Sandbox | None
+    taps: tuple[str, ...] = ()
+    bound: tuple[str, ...] = ()
 
     def resolve_argv(self, descriptors: Mapping[str, int]) -> tuple[str, ...]:
         """The command line with every ``@NAME@`` replaced by the descriptor's number."""
@@ -58,7 +62,7 @@ class VmmPaths:
 
     ``block_devices`` holds those disk paths of the specification that are block devices, not files, and
     ``chains`` the images of each disk with those that they are based on;
-    ``libraries`` is the folder of this machine's shared libraries.
+    ``libraries`` is the folder of this machine's shared libraries, ``channels`` where the VMM binds sockets.
     """
 
     qemu: Path
@@ -68,3 +72,4 @@ class VmmPaths:
     block_devices: frozenset[str] = frozenset()
     chains: tuple[tuple[ImageFile, ...], ...] = ()
     libraries: Path = Path("/usr/lib/x86_64-linux-gnu")
+    channels: Path = Path("/run/duovisor/channels")

@@ -108,6 +108,10 @@ class Qmp:
         """Press the ACPI power button; what follows is the guest's choice."""
         await self.execute("system_powerdown")
 
+    async def set_link(self, netdev: str, *, up: bool) -> None:
+        """Connect or disconnect a network back end; the guest sees its card's carrier come or go."""
+        await self.execute("set_link", name=netdev, up=up)
+
     async def quit(self) -> None:
         """End the VMM at once."""
         await self.execute("quit")

@@ -18,20 +18,23 @@ from duovisor.hypervisor.errors import HypervisorError, QmpTimeoutError, VmmGone
 from duovisor.hypervisor.lifecycle import ENDED, Lifecycle, State
 from duovisor.hypervisor.memory import create_memory_file
 from duovisor.hypervisor.qemu.console import CONSOLE_LOG, QMP_SOCKET
+from duovisor.hypervisor.qemu.nics import nic_backend
 from duovisor.hypervisor.qmp import Qmp
 from duovisor.sandbox import build_sandbox_argv
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
     from duovisor.hypervisor.plan import LaunchPlan
     from duovisor.process import Record
     from duovisor.sandbox import SandboxTools
 
+CHANNELS = "channels"
 START_TIMEOUT_S = 30.0
 LAST_EVENTS_TIMEOUT_S = 2.0  # a dead VMM's socket is closed: only a host out of breath needs more
 END_TIMEOUT_S = 2.0
+NO_TAPS: Mapping[str, int] = {}
 LIVE = frozenset({State.RUNNING, State.PAUSED})
 # QEMU's RunState (qapi/run-state.json) of a VMM that has run its guest
 STATES = {
@@ -68,13 +71,16 @@ class Vmm:
 
     def socket_path(self, name: str) -> Path:
         """Where the plan's socket ``name`` is bound."""
-        return self.run_dir / f"{name}.sock"
+        folder = self.run_dir / CHANNELS if name in self.plan.bound else self.run_dir
+        return folder / f"{name}.sock"
 
     def prepare(self) -> None:
         """Make the memory file and bind the sockets. Raises ``HypervisorError``; ``clean_up`` undoes it."""
         sandbox = self.plan.sandbox
         owner = sandbox.uid if sandbox and self._tools and self._tools.as_root else None
         create_memory_file(self.plan.memory_file, self.plan.memory_mib, owner)
+        if self.plan.bound:
+            create_channels_folder(self.run_dir / CHANNELS, owner)
         for name in self.plan.sockets:
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self._listeners[name] = listener
@@ -87,8 +93,15 @@ class Vmm:
                 ) from error
             listener.listen(4)
 
-    def launch(self, console_log: Path, *, die_with_owner: bool, record: Record | None = None) -> None:
-        """Start the process, which appends what its guest prints to ``console_log``.
+    def launch(
+        self,
+        console_log: Path,
+        *,
+        die_with_owner: bool,
+        record: Record | None = None,
+        taps: Mapping[str, int] = NO_TAPS,
+    ) -> None:
+        """Start the process, which appends what its guest prints to ``console_log`` and inherits ``taps``.
 
         ``die_with_owner``: it ends with this one. ``record`` is told of it before its program begins. Raises
         ``ProgramNotFoundError``, ``HypervisorError`` when the log cannot be opened.
@@ -96,7 +109,7 @@ class Vmm:
         self.lifecycle.enter(State.STARTING)
         with open_console_log(console_log) as log:
             descriptors = {name: listener.fileno() for name, listener in self._listeners.items()}
-            descriptors[CONSOLE_LOG] = log
+            descriptors |= {CONSOLE_LOG: log, **taps}
             self.process = process.start(
                 self._full_argv(descriptors),
                 role="vmm",
@@ -246,6 +259,11 @@ class Vmm:
         self.lifecycle.require({State.RUNNING}, "shut down")
         await self._qmp.system_powerdown()
 
+    async def set_link(self, nic: str, *, up: bool) -> None:
+        """Plug the cable of a network card in or out. Raises ``WrongStateError`` or ``QmpError``."""
+        self.lifecycle.require(LIVE, "set a link")
+        await self._qmp.set_link(nic_backend(nic), up=up)
+
     async def wait_ended(self, *, timeout_s: float | None = None) -> State:
         """Wait until the machine has stopped or crashed. Raises ``TimeoutError``."""
         return await self.lifecycle.wait_for(ENDED, timeout_s=timeout_s)
@@ -271,7 +289,7 @@ class Vmm:
                 await self._follower
         await self._qmp.disconnect()
         self._close_listeners()
-        for name in self.plan.sockets:
+        for name in (*self.plan.sockets, *self.plan.bound):
             self.socket_path(name).unlink(missing_ok=True)
         self.plan.memory_file.unlink(missing_ok=True)
 
@@ -279,6 +297,16 @@ class Vmm:
         for listener in self._listeners.values():
             listener.close()
         self._listeners.clear()
+
+
+def create_channels_folder(path: Path, owner: int | None) -> None:
+    """The folder in which a sandboxed VMM binds sockets, for its uid alone. Raises ``HypervisorError``."""
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        if owner is not None:
+            os.chown(path, owner, owner)
+    except OSError as error:
+        raise HypervisorError(f"cannot make {path}: {error.strerror}") from error
 
 
 @contextlib.contextmanager

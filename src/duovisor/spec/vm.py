@@ -19,6 +19,7 @@ QUEUE_SIZE_MAX = 1024  # VIRTQUEUE_MAX_SIZE in QEMU's include/hw/virtio/virtio.h
 _NAME = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$")
 _MAC = re.compile(r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$")
 _PORT = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
+_INTERFACE = re.compile(r"^[^\s/:.][^\s/:]{0,14}$")  # IFNAMSIZ
 _SERIAL = re.compile(r"^[A-Za-z0-9_.-]{0,20}$")
 
 
@@ -89,6 +90,12 @@ def _check_mac(mac: str) -> str:
     if int(mac[:2], 16) & 1:
         raise ValueError(f"{mac!r} is a multicast address, which a NIC cannot have")
     return mac
+
+
+def _check_interface(name: str) -> str:
+    if not _INTERFACE.match(name):
+        raise ValueError(f"{name!r} is not an interface's name: up to 15 characters; write for example br0")
+    return name
 
 
 def _check_serial(serial: str) -> str:
@@ -197,11 +204,41 @@ class PortForward(SpecModel):
 
 
 class NicSpec(SpecModel):
-    """A virtio network card. ``user``: outgoing connections through the host's own sockets, no privilege."""
+    """A virtio network card.
 
-    network: Literal["user"] = "user"
+    ``user``: outgoing connections through the host's own sockets, no privilege. ``bridge``: a port of the
+    host's bridge of that name; naming one is enough. For it, in the microkernelized design: with
+    ``mac_filter`` the driver drops what the guest sends from another address than the card's (by default it
+    does); ``on_driver_failure`` and ``driver_hang_s`` are a disk's, but "report" takes the link down.
+    """
+
+    network: Literal["user", "bridge"] = "user"
+    bridge: Annotated[str, AfterValidator(_check_interface)] | None = None
     mac: Annotated[str, AfterValidator(_check_mac)] | None = None
+    mac_filter: bool | None = None
     forward: tuple[PortForward, ...] = ()
+    on_driver_failure: DriverFailure = DriverFailure.REPORT
+    driver_hang_s: float = Field(default=30.0, ge=0, le=86400, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_bridge(cls, value: Any) -> Any:
+        """``bridge: br0`` alone means a card on that bridge."""
+        if isinstance(value, dict) and value.get("bridge") is not None and "network" not in value:
+            return {**value, "network": "bridge"}
+        return value
+
+    @model_validator(mode="after")
+    def _check_network(self) -> NicSpec:
+        if self.network == "bridge" and self.bridge is None:
+            raise ValueError("network bridge needs the bridge's name: add for example bridge: br0")
+        if self.network == "user" and self.bridge is not None:
+            raise ValueError(f"network user has no bridge; leave network out to use {self.bridge}")
+        if self.network == "bridge" and self.forward:
+            raise ValueError("a bridged card has an address of its own; forward is for network user")
+        if self.network == "user" and self.mac_filter is not None:
+            raise ValueError("mac_filter is for a bridged card")
+        return self
 
 
 class VirtualMachineSpec(SpecModel):

@@ -1,33 +1,73 @@
-"""Network cards. User networking: QEMU's own (monolithic), or a network helper behind a socket."""
+"""Network cards: QEMU's virtio-net in both designs, with the same properties; what differs is behind it.
+
+User networking is QEMU's own (monolithic), or a network helper's behind a socket. A card on a bridge has a
+TAP that QEMU reads and writes itself (monolithic), or a driver behind a vhost-user channel.
+"""
 
 from __future__ import annotations
 
 import zlib
 from typing import TYPE_CHECKING
 
+from duovisor.hypervisor.errors import PlanError
 from duovisor.hypervisor.qemu.pci import NIC_SLOTS, at
-from duovisor.spec.vm import Design
+from duovisor.spec.vm import Accelerator, Design
 
 if TYPE_CHECKING:
+    from duovisor.hardware.qemu import QemuAbilities
     from duovisor.spec.vm import NicSpec, PortForward, VirtualMachineSpec
 
+# On a bridge: what a TAP of QEMU's and our driver both have. Without the last two lines QEMU would offer what
+# only the one or the other can, depending on the kernel and on QEMU's version.
+BRIDGED = (
+    "mq=off,rx_queue_size=256,tx_queue_size=256,mrg_rxbuf=on,csum=on,guest_csum=on,"
+    "guest_tso4=on,guest_tso6=on,guest_ecn=on,host_tso4=on,host_tso6=on,host_ecn=on,"
+    "guest_ufo=off,host_ufo=off,ctrl_guest_offloads=off"
+)
+SANDBOX_CHANNELS = "/channels"
+SEGMENTED_UDP = "guest_uso4=off,guest_uso6=off,host_uso=off"
+HAS_SEGMENTED_UDP = (8, 2, 0)
+# QEMU 7.2 without KVM ends with SIGSEGV when a guest uses MSI-X on a vhost-user network card: it unmasks a
+# vector through irqfds that only KVM has. Such guests get their interrupts over a line.
+HAS_VECTORS_ON_TCG = (9, 0, 0)
 
-def build_nics(spec: VirtualMachineSpec) -> list[str]:
-    """Arguments for all network cards; the device model is QEMU's virtio-net in both designs."""
+
+def build_nics(spec: VirtualMachineSpec, qemu: QemuAbilities, accelerator: Accelerator) -> list[str]:
+    """Arguments for all network cards. Raises ``PlanError`` for what the design cannot do."""
     arguments = []
+    inside = spec.design is Design.MONOLITHIC
     for index, nic in enumerate(spec.nics):
         name = nic_socket(index)
-        inside = spec.design is Design.MONOLITHIC
-        netdev = _build_inside(name, nic) if inside else _build_outside(name)
-        device = f"virtio-net-pci,id={name},netdev={name}-net,{at(NIC_SLOTS[index])}"
-        arguments += ["-netdev", netdev]
-        arguments += ["-device", f"{device},mac={mac_of(spec.name, index, nic)},romfile="]
+        device = [f"virtio-net-pci,id={name},netdev={nic_backend(name)},{at(NIC_SLOTS[index])}"]
+        device.append(f"mac={mac_of(spec.name, index, nic)},romfile=")
+        if nic.network == "bridge":
+            arguments += _build_bridged_inside(name, nic) if inside else _build_channel(name)
+            device += _bridged_properties(qemu, accelerator)
+        else:
+            arguments += ["-netdev", _build_inside(name, nic) if inside else _build_outside(name)]
+        arguments += ["-device", ",".join(device)]
     return arguments
 
 
+def find_unbridged(spec: VirtualMachineSpec) -> tuple[str, ...]:
+    """The names of the other cards."""
+    bridged = find_bridged(spec)
+    return tuple(name for name in map(nic_socket, range(len(spec.nics))) if name not in bridged)
+
+
+def find_bridged(spec: VirtualMachineSpec) -> tuple[str, ...]:
+    """The names of the cards that are on a bridge."""
+    return tuple(nic_socket(index) for index, nic in enumerate(spec.nics) if nic.network == "bridge")
+
+
 def nic_socket(index: int) -> str:
-    """The name of the socket on which the network helper of card ``index`` serves."""
+    """The name of card ``index``, and of the socket on which its driver or network helper serves."""
     return f"nic{index}"
+
+
+def nic_backend(name: str) -> str:
+    """The id of what is behind a card in QEMU."""
+    return f"{name}-net"
 
 
 def mac_of(name: str, index: int, nic: NicSpec) -> str:
@@ -40,13 +80,45 @@ def mac_of(name: str, index: int, nic: NicSpec) -> str:
 
 def _build_inside(name: str, nic: NicSpec) -> str:
     forwards = "".join(f",hostfwd={_hostfwd(forward)}" for forward in nic.forward)
-    return f"user,id={name}-net,net=10.0.2.0/24{forwards}"
+    return f"user,id={nic_backend(name)},net=10.0.2.0/24{forwards}"
 
 
 def _hostfwd(forward: PortForward) -> str:
     return f"{forward.protocol}:{forward.host_address}:{forward.host_port}-:{forward.guest_port}"
 
 
+def _bridged_properties(qemu: QemuAbilities, accelerator: Accelerator) -> list[str]:
+    properties = [BRIDGED]
+    if accelerator is Accelerator.TCG and qemu.version < HAS_VECTORS_ON_TCG:
+        properties.append("vectors=0")
+    if qemu.version >= HAS_SEGMENTED_UDP:
+        properties.append(SEGMENTED_UDP)
+    if qemu.virtio_blk_queue_reset:  # a property of every virtio device; our channel has none
+        properties.append("queue_reset=off")
+    return properties
+
+
+def _build_bridged_inside(name: str, nic: NicSpec) -> list[str]:
+    """The driver is part of the VMM: it reads and writes the TAP itself."""
+    if nic.mac_filter:
+        raise PlanError(
+            f"{name}: the monolithic design cannot filter what a guest sends by its MAC address",
+            remedy="leave mac_filter out, or use the microkernelized design",
+        )
+    return ["-netdev", f"tap,id={nic_backend(name)},fd=@{name}@,vhost=off"]
+
+
+def _build_channel(name: str) -> list[str]:
+    """The driver is elsewhere: the VMM holds a listening socket and no TAP.
+
+    It binds the socket itself: QEMU takes no inherited one here ("chardev does not support FD passing").
+    """
+    return [
+        "-chardev", f"socket,id={name}-channel,path={SANDBOX_CHANNELS}/{name}.sock,server=on,wait=off",
+        "-netdev", f"vhost-user,id={nic_backend(name)},chardev={name}-channel,queues=1",
+    ]  # fmt: skip
+
+
 def _build_outside(name: str) -> str:
     # the VMM is the server, so that a successor of the helper can connect (netdev stream: QEMU 7.2)
-    return f"stream,id={name}-net,server=on,addr.type=fd,addr.str=@{name}@"
+    return f"stream,id={nic_backend(name)},server=on,addr.type=fd,addr.str=@{name}@"

@@ -1,0 +1,62 @@
+"""A network namespace for tests, with a bridge on which the host has an address; nothing of it outlives them.
+
+The calling thread moves into it, and with it whatever it starts. Other threads stay where they are.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BRIDGE = "br-test"
+HOST = "10.77.0.1"
+_CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def why_no_namespace() -> str:
+    """What keeps this process from making network namespaces and TAPs; empty when nothing does."""
+    if os.geteuid() != 0:
+        return "TAPs and bridges need root"
+    return "" if os.path.exists("/dev/net/tun") else "there is no /dev/net/tun"
+
+
+@contextmanager
+def enter_network() -> Iterator[None]:
+    """Be in a fresh network namespace with a bridge ``BRIDGE`` at ``HOST``/24. Raises ``OSError``."""
+    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _check(_libc.unshare(_CLONE_NEWNET))
+        try:
+            run_ip("link", "set", "lo", "up")
+            run_ip("link", "add", BRIDGE, "type", "bridge", "forward_delay", "0")
+            run_ip("addr", "add", f"{HOST}/24", "dev", BRIDGE)
+            run_ip("link", "set", BRIDGE, "up")
+            yield
+        finally:
+            _check(_libc.setns(before, _CLONE_NEWNET))
+    finally:
+        os.close(before)
+
+
+def run_ip(*words: str) -> str:
+    """Run ``ip`` and return what it prints."""
+    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
+
+
+def list_ports(bridge: str = BRIDGE) -> list[str]:
+    """The interfaces on a bridge."""
+    lines = run_ip("-oneline", "link", "show", "master", bridge).splitlines()
+    return [line.split(": ")[1].partition("@")[0] for line in lines]
+
+
+def _check(result: int) -> None:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
