@@ -79,7 +79,8 @@ def attack(folder: Path, *, as_root: bool) -> Outcomes:
 
 def plan(memory: Path, attacker: Path) -> Sandbox:
     """A VMM's own plan, and what the attacker's program needs of the host besides: Python."""
-    spec = build_spec({"name": "hostile", "memory_mib": 64, "design": "microkernelized"})
+    name = f"hostile-{os.getpid()}"  # and so a uid whose threads are its own
+    spec = build_spec({"name": name, "memory_mib": 64, "design": "microkernelized"})
     paths = VmmPaths(find_qemu(os.environ), memory, libraries=find_libraries())
     sandbox = build_vmm_sandbox(spec, Accelerator.TCG, paths, ())
     python = [(path, str(path)) for path in (INTERPRETER, Path("/usr/lib") / INTERPRETER.name)]
