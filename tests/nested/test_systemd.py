@@ -5,15 +5,26 @@ The same outer guest as in ``test_nested_kvm`` does it all once; each test judge
 
 from __future__ import annotations
 
+import re
 import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.nested.in_guest.service_steps import SPEC
+
+from duovisor.controlling.resources.limits import (
+    build_helper_group_limits,
+    build_vm_group_limits,
+    build_vmm_group_limits,
+)
+from duovisor.spec.loading import build_spec
 
 if TYPE_CHECKING:
     from tests.nested.outer_guest import Reports
 
 pytestmark = [pytest.mark.vm, pytest.mark.nested]
+
+GROUP = re.compile(r"/sys/fs/cgroup/duovisor\.slice/duovisor-inner-[0-9a-f]{8}\.scope/(vmm|disk0|nic0)-\d+")
 
 
 def limited(vm: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -26,6 +37,22 @@ def test_the_unit_is_sound_and_the_service_says_when_it_is_ready(reports: Report
     started = reports.find("unit-started")
     assert started["start"]["exit"] == 0, started
     assert (started["unit"]["ActiveState"], started["unit"]["SubState"]) == ("active", "running")
+
+
+def test_each_process_of_a_vm_is_in_its_group_with_its_limits(reports: Reports) -> None:
+    started = reports.find("vm-started")
+    assert started["start"]["exit"] == 0, started
+    spec = build_spec(SPEC)
+    whole = list(build_vm_group_limits(spec))
+    processes = limited(started["vm"])
+    assert sorted({name.split(" ")[0] for name in processes}) == ["network", "storage", "vmm"]
+    for name, each in processes.items():
+        assert GROUP.fullmatch(each["group"]), each
+        wanted = build_vmm_group_limits if name.startswith("vmm ") else build_helper_group_limits
+        assert each["limits"] == list(wanted(spec)), name
+        assert each["scope"] == whole
+        assert [words for words in each["confinement"] if words.startswith("cgroup of ")]
+    assert len(started["vm"]["mounts"]) == 1  # the guest's memory, in the host's own mount namespace
 
 
 @pytest.mark.parametrize("step", ["unit-restarted", "unit-killed"])

@@ -15,6 +15,7 @@ from duovisor.controlling.images.storage_jobs import run_verify
 from duovisor.controlling.supervision.backoff import Backoff
 from duovisor.controlling.supervision.records import DeviceState, DriverEvent, DriverEventKind
 from duovisor.hypervisor.lifecycle import State
+from duovisor.process import run
 from duovisor.spec.vm import Design
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from duovisor.controlling.supervision.device import DeviceSupervisor
+    from duovisor.directories import Directories
 
     from .conftest import Guest
 
@@ -193,3 +195,33 @@ async def test_a_device_that_is_given_up_reports_errors(boot: Boot, scratch: Pat
     assert b"I/O error" in done.output
     await device.replace(latest=False)
     assert await run_verify(guest.probe, "/dev/vda", size_mib=4) == "ok"
+
+
+@pytest.fixture
+def qcow2(folders: Directories) -> Path:
+    path = folders.state / "disk.qcow2"
+    run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), "64M"])
+    return path
+
+
+async def test_a_qcow2_disk_whose_driver_and_format_process_are_killed(
+    boot: Boot, qcow2: Path, story: Story
+) -> None:
+    guest, device = await boot_with_disk(boot, qcow2, story, format="qcow2")
+    rng = random.Random(6)
+    load = asyncio.create_task(run_verify(guest.probe, "/dev/vda", size_mib=32))
+    while not load.done():
+        await asyncio.sleep(rng.uniform(0.1, 0.6))
+        formats = [each for each in guest.machine.description.processes if each.role == "format process"]
+        victims = [device.describe().pid, formats[0].pid]
+        for pid in victims if rng.random() < 0.3 else [rng.choice(victims)]:
+            if pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    kill(pid)
+    assert await load == "ok"
+    await story.wait(KINDS.FORMAT_RECOVERED, count=2)
+    await story.wait(KINDS.RECOVERED, count=2)
+    assert (await guest.output("dmesg | grep -ciE 'I/O error|reset|is not a head' || true")).strip() == "0"
+    assert await guest.machine.shut_down()
+    await guest.machine.clean_up()
+    run(["qemu-img", "check", "-q", "-f", "qcow2", str(qcow2)])

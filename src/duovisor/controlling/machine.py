@@ -36,13 +36,13 @@ from duovisor.controlling.machine_place import Place, make_place
 from duovisor.controlling.memory_folder import open_memory_folder
 from duovisor.controlling.network_helper import start_network_helper
 from duovisor.controlling.preflight import find_sandbox_tools
+from duovisor.controlling.resources.vm_group import VmGroup, find_vm_group, open_vm_group
 from duovisor.controlling.supervision.adoption import adopt_crew, adopt_image
 from duovisor.controlling.supervision.device import DeviceSupervisor
 from duovisor.controlling.supervision.factories import Factories
 from duovisor.controlling.supervision.format import FormatKeeper
 from duovisor.controlling.supervision.records import ignore_driver_events
 from duovisor.hardware.accelerator import AcceleratorDecision
-from duovisor.hardware.capabilities import read_capabilities
 from duovisor.hypervisor.errors import HypervisorError, VmmGoneError, WrongStateError
 from duovisor.hypervisor.qemu.console import CONSOLE_SOCKET, port_socket
 from duovisor.hypervisor.qemu.disks import disk_socket
@@ -85,6 +85,7 @@ class Machine:
         self.devices: dict[str, DeviceSupervisor] = {}
         self.helpers: dict[str, Process] = {}
         self.console: Console
+        self.group = VmGroup(description.spec, None)
         self._keepers: dict[str, FormatKeeper] = {}
         self._place = place
         self._factories = factories
@@ -125,6 +126,7 @@ class Machine:
             place.remove()
             raise
         try:
+            machine.group = await open_vm_group(spec, capabilities, machine.run_dir)
             machine._write(machine.description)  # from here on a successor can undo what we do
             machine.vmm.prepare()
             taps = open_taps(spec, place.disks)
@@ -150,14 +152,15 @@ class Machine:
         directories: Directories,
         console_log: Path,
         factories: Factories,
+        capabilities: Callable[[], HostCapabilities],
         tell: Tell = ignore_driver_events,
-        capabilities: Callable[[], HostCapabilities] = read_capabilities,
     ) -> Machine:
         """Take over a VM that runs without an owner; ``folder`` is its run folder and goes over to it.
 
-        ``capabilities`` is asked, elsewhere than in the loop, when processes must be started again. A device without a driver gets one; helpers that have ended meanwhile are missing from ``helpers``.
-        Raises ``VmmGoneError`` when the VMM has ended, ``VmmStartError`` when it never ran its guest,
-        ``QmpError`` or ``QmpTimeoutError``; then nothing has changed and ``folder`` is the caller's.
+        ``capabilities`` may block, and is asked when format processes may have to be started. A device
+        without a driver gets one; helpers that have ended meanwhile are missing from ``helpers``. Raises
+        ``VmmGoneError`` when the VMM has ended, ``VmmStartError`` when it never ran its guest, ``QmpError``
+        or ``QmpTimeoutError``; then nothing has changed and ``folder`` is the caller's.
         """
         place = Place(folder, open_memory_folder(directories.runtime))
         vmm = Vmm(description.build_plan(), folder.path)
@@ -169,6 +172,7 @@ class Machine:
         try:
             if found is None:
                 raise VmmGoneError(f"{description.spec.name}: the VMM has ended")
+            machine.group = find_vm_group(description.spec, found.pid)
             await machine.vmm.adopt(found)
             if machine.spec.design is Design.MICROKERNELIZED:
                 await machine._adopt_devices(capabilities)
@@ -183,6 +187,7 @@ class Machine:
         """End the VM and remove all it left on the host; the disks' content stays."""
         async with AsyncExitStack() as stack:
             stack.callback(self._place.remove)
+            stack.callback(self.group.close)
             for helper in self.helpers.values():
                 # with the VMM gone their channel is closed and most have ended by themselves
                 stack.push_async_callback(helper.stop, grace_s=1.0)
@@ -292,8 +297,11 @@ class Machine:
             await self.vmm.resume()
 
     def _write(self, description: MachineDescription) -> None:
+        """Write down which processes there are, and limit those that are new and wait for that."""
         self.description = description
         write_description(self.run_dir, description)
+        for each in description.processes:
+            self.group.place(each.device, each.watched_pid)
 
     def _record(self, process: Process, device: str = "") -> None:
         """Note a process before its program begins."""

@@ -9,7 +9,7 @@ from duovisor.controlling.supervision.plan import DevicePlan
 from duovisor.hypervisor.qemu.disks import disk_socket
 from duovisor.hypervisor.qemu.nics import mac_of, nic_socket
 from duovisor.sandbox import uid_of
-from duovisor.spec.vm import CacheMode
+from duovisor.spec.vm import CacheMode, DiskFormat
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +30,7 @@ def build_block_words(disk: DiskSpec) -> tuple[str, ...]:
         words += ["--serial", disk.serial]
     if disk.read_only:
         words.append("--read-only")
-    if disk.cache is CacheMode.NONE:
+    if disk.cache is CacheMode.NONE and disk.format is DiskFormat.RAW:  # else it is its format process's
         words.append("--direct")
     return tuple(words)
 

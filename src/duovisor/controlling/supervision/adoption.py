@@ -10,7 +10,7 @@ import asyncio
 import ctypes
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -52,22 +52,23 @@ def is_memory_file(name: str) -> Matches:
 
 def take_descriptor(pid: int, matches: Matches) -> int | None:
     """A copy of the first matching descriptor of another process; ``None`` when it has none, or has ended."""
+    return next(iter(list_descriptors(pid, matches, at_most=1)), None)
+
+
+def list_descriptors(pid: int, matches: Matches, *, at_most: int = 1 << 20) -> list[int]:
+    """Copies of the matching descriptors of another process, in its order; none when it has ended."""
+    taken: list[int] = []
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
-        return None
-    try:
+        return taken
+    with suppress(OSError):  # it has ended
         for link in sorted(Path(f"/proc/{pid}/fd").iterdir(), key=lambda each: int(each.name)):
-            try:
-                if matches(link):
-                    return _copy_descriptor(pidfd, int(link.name))
-            except OSError:
-                continue  # it was closed meanwhile
-    except OSError:
-        return None
-    finally:
-        os.close(pidfd)
-    return None
+            with suppress(OSError):  # it was closed meanwhile
+                if len(taken) < at_most and matches(link):
+                    taken.append(_copy_descriptor(pidfd, int(link.name)))
+    os.close(pidfd)
+    return taken
 
 
 def _copy_descriptor(pidfd: int, number: int) -> int:

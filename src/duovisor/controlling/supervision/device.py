@@ -29,6 +29,7 @@ from duovisor.spec.vm import DriverFailure
 if TYPE_CHECKING:
     from duovisor.controlling.partitions.factory import PartitionFactory
     from duovisor.controlling.supervision.factories import Factories
+    from duovisor.controlling.supervision.format import FormatKeeper
     from duovisor.controlling.supervision.plan import DevicePlan, Host
     from duovisor.controlling.supervision.records import Tell
     from duovisor.controlling.supervision.seat import Seat
@@ -46,11 +47,20 @@ DEAF_VMM = (
 class DeviceSupervisor:
     """Supervises one device from ``start`` until ``end`` or ``detach``; ``crew`` may have been adopted.
 
-    ``failed`` is set while the device's drivers are given up; ``reason`` says why then.
+    ``failed`` is set while the device's drivers are given up; ``reason`` says why then. ``keeper`` looks
+    after the format process behind the drivers, if the device has one.
     """
 
-    def __init__(self, plan: DevicePlan, host: Host, factories: Factories, tell: Tell) -> None:
+    def __init__(
+        self,
+        plan: DevicePlan,
+        host: Host,
+        factories: Factories,
+        tell: Tell,
+        keeper: FormatKeeper | None = None,
+    ) -> None:
         self.plan = plan
+        self.keeper = keeper
         self.state = DeviceState.RECOVERING
         self.reason = ""
         self.failed = asyncio.Event()
@@ -86,17 +96,37 @@ class DeviceSupervisor:
         if self.crew.active is not None:
             self.state = DeviceState.RUNNING
         self._completed_before = self._read_completed()
+        if self.keeper is not None:
+            self.keeper.watch(self)
         self._task = asyncio.create_task(self._run(), name=f"supervise {self._host.name} {self.plan.device}")
 
     async def end(self) -> None:
         """End the drivers; the VMM has ended, or is about to."""
         await self._stop_watching()
         await self.crew.end()
+        if self.keeper is not None:
+            await self.keeper.end()
 
     async def detach(self) -> None:
         """Let go of the drivers, which go on."""
         await self._stop_watching()
         await self.crew.detach()
+        if self.keeper is not None:
+            await self.keeper.detach()
+
+    async def attach(self, name: str, descriptor: int) -> None:
+        """Give a descriptor to the drivers that there are; those to come find it in the plan."""
+        async with self._turn:
+            for seat in (self.crew.active, self.crew.spare):
+                if seat is not None:
+                    with contextlib.suppress(PartitionError):  # it has just ended, and others notice that
+                        await seat.request("attach", {name: descriptor})
+
+    async def give_up(self, reason: str) -> None:
+        """What the drivers need cannot be had: do what the policy says."""
+        async with self._turn:
+            if not self.failed.is_set():
+                await self._fail(reason)
 
     def describe(self) -> DriverStatus:
         """How the device is served now."""
@@ -117,6 +147,8 @@ class DeviceSupervisor:
 
         A device that was given up is tried again. Raises ``PartitionError``; the driver goes on then.
         """
+        if self.failed.is_set() and self.keeper is not None:
+            await self.keeper.revive()
         async with self._turn:
             old = self.crew.active
             if old is None:
@@ -128,7 +160,7 @@ class DeviceSupervisor:
                 self._poked.set()
             done = Replacement(old.pid, new.pid, old.code, new.code, pause_ms)
             await self._revive()
-        self._tell(DriverEventKind.REPLACED, f"pid {done.old_pid} → {done.new_pid}, {_describe_code(done)}")
+        self.tell(DriverEventKind.REPLACED, f"pid {done.old_pid} → {done.new_pid}, {_describe_code(done)}")
         return done
 
     async def _hand_over(self, old: Seat, factory: PartitionFactory, driver: str = "") -> tuple[Seat, float]:
@@ -206,7 +238,9 @@ class DeviceSupervisor:
         elif spare is not None and spare.hung_because:
             active.hung_because = spare.hung_because
             spare.hung_because = ""
-            self._tell(DriverEventKind.HUNG, f"{active.describe()}: {active.hung_because}; it is ended")
+            self.tell(DriverEventKind.HUNG, f"{active.describe()}: {active.hung_because}; it is ended")
+            if self.keeper is not None:
+                await self.keeper.kill()  # what hangs may be behind the driver
             await active.process.kill()
         elif spare is None and time.monotonic() >= self._spare_from:
             await self._provide_spare()
@@ -294,9 +328,14 @@ class DeviceSupervisor:
         return False
 
     async def _give_up(self, reason: str) -> None:
-        """The drivers keep dying: do what the policy says, and say why."""
+        """The drivers keep dying."""
+        await self._fail(f"{self.backoff.describe()}; the last one {reason}")
+
+    async def _fail(self, reason: str) -> None:
+        """Do what the policy says, and say why."""
+        await self.crew.dismiss_spare()  # whoever stands in must not be succeeded by a driver
         self.state = DeviceState.FAILED
-        self.reason = f"{self.backoff.describe()}; the last one {reason}"
+        self.reason = reason
         remedy = f"duovisor driver restart {self._host.name} {self.plan.device} tries again"
         if self.plan.on_failure is DriverFailure.REPORT:
             await self._begin_again(self._failing)
@@ -308,7 +347,7 @@ class DeviceSupervisor:
             self._paused_vm = await self._host.pause()
             what = "the VM is paused" if self._paused_vm else "nobody serves it"
         self.failed.set()
-        self._tell(DriverEventKind.FAILED, f"{self.reason}; {what}; {remedy}")
+        self.tell(DriverEventKind.FAILED, f"{self.reason}; {what}; {remedy}")
 
     async def _replace_caretaker(self, dead: Seat) -> None:
         """Who stands in for the drivers of a device that was given up has ended, too."""
@@ -326,14 +365,14 @@ class DeviceSupervisor:
         self._deaths += 1
         lived_s = max(0.0, dead.died_at - (dead.served_since or dead.died_at))
         killed = dead.process.returncode == -signal.SIGKILL and not dead.hung_because
-        self._tell(DriverEventKind.DIED, f"{dead.describe()} {dead.describe_end()}")
+        self.tell(DriverEventKind.DIED, f"{dead.describe()} {dead.describe_end()}")
         return self.backoff.died(dead.died_at, lived_s=lived_s, requests=requests, killed=killed)
 
     def _recovered(self, seat: Seat, since: float, how: str) -> None:
         self.state = DeviceState.RUNNING
         pause_ms = max(0.0, seat.served_since - since) * 1000
         self._last_pause_ms = pause_ms
-        self._tell(DriverEventKind.RECOVERED, f"{how} after {pause_ms:.1f} ms, pid {seat.pid}")
+        self.tell(DriverEventKind.RECOVERED, f"{how} after {pause_ms:.1f} ms, pid {seat.pid}")
 
     def _read_completed(self) -> int:
         """How many requests the device's drivers have completed since the VM started."""
@@ -341,7 +380,7 @@ class DeviceSupervisor:
             return 0
         return Page.open(self.crew.page).completed
 
-    def _tell(self, kind: DriverEventKind, message: str) -> None:
+    def tell(self, kind: DriverEventKind, message: str) -> None:
         self._tell_owner(DriverEvent(kind, self.plan.device, message))
 
     async def _stop_watching(self) -> None:

@@ -30,12 +30,18 @@ class HostVms:
     """Active VMs by uuid. Whoever calls sees to it that one thing at a time is done to a VM."""
 
     def __init__(
-        self, runs: Runs, directories: Directories, boot_id: str, emit: Callable[[VmEvent], None]
+        self,
+        runs: Runs,
+        directories: Directories,
+        boot_id: str,
+        emit: Callable[[VmEvent], None],
+        capabilities: Callable[[], HostCapabilities],
     ) -> None:
         self._runs = runs
         self._directories = directories
         self._boot_id = boot_id
         self._emit = emit
+        self._capabilities = capabilities
         self._active: dict[str, ActiveVm] = {}
         self._factories = Factories(directories.runtime, end_with_owner=False)
         self._notes: set[asyncio.Task[None]] = set()
@@ -86,7 +92,9 @@ class HostVms:
         """Take over a VM that runs; raises what ``Machine.adopt`` raises."""
         log = self.console_log(left.uuid)
         tell = self._driver_teller(left.spec.name, left.uuid)
-        return await Machine.adopt(folder, left, self._directories, log, self._factories, tell)
+        return await Machine.adopt(
+            folder, left, self._directories, log, self._factories, self._capabilities, tell
+        )
 
     def activate(self, uuid: str, machine: Machine, kind: EventKind) -> None:
         """Watch over a machine from now on."""

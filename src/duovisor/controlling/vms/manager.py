@@ -75,7 +75,7 @@ class VmManager:
         self._boot_id = read_boot_id()
         self._definitions = Definitions(store)
         self._runs = Runs(store)
-        self._host = HostVms(self._runs, directories, self._boot_id, emit)
+        self._host = HostVms(self._runs, directories, self._boot_id, emit, self._capabilities)
         self._actions: dict[str, str] = {}
         self._starts = asyncio.Semaphore(STARTS_PER_CPU * (os.cpu_count() or 1))
 
