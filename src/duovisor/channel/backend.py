@@ -157,8 +157,7 @@ class Backend:
 
     def close(self) -> None:
         """Release everything but the device; ``run`` does it at its end."""
-        for descriptor in tuple(self._watched):
-            self.unwatch(descriptor)
+        self._unwatch_all()
         self._successors.close()
         self.session.close()
         self.connection.close()
@@ -174,6 +173,10 @@ class Backend:
         """Forget a descriptor, if it was watched; do it before the descriptor is closed."""
         self._watched.discard(descriptor)
         self._loop.unwatch(descriptor)
+
+    def _unwatch_all(self) -> None:
+        for descriptor in tuple(self._watched):
+            self.unwatch(descriptor)
 
     # Succession
 
@@ -198,6 +201,7 @@ class Backend:
             self._resubmit()
             return False
         self._ending = Ending.HANDED_OVER
+        self._unwatch_all()  # what came meanwhile, also in this turn of the loop, is the successor's
         return True
 
     def statistics(self) -> dict[str, object]:
