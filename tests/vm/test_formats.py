@@ -32,43 +32,57 @@ def convert(path: Path, disk_format: DiskFormat, target: Path) -> bytes:
     return target.read_bytes()
 
 
+both_designs = pytest.mark.parametrize("design", Design)
+
+
+async def end(guest: Guest) -> None:
+    """Shut down, and end what holds the images besides the VMM."""
+    assert await guest.machine.shut_down()
+    await guest.machine.clean_up()
+
+
+@both_designs
 @pytest.mark.parametrize("disk_format", [each for each in DiskFormat if each is not DiskFormat.RAW])
-async def test_guest_reads_and_writes(boot: Boot, scratch: Path, disk_format: DiskFormat) -> None:
+async def test_guest_reads_and_writes(
+    boot: Boot, scratch: Path, disk_format: DiskFormat, design: Design
+) -> None:
     path = scratch.with_suffix(f".{disk_format}")
     run_qemu_img("convert", "-f", "raw", "-O", disk_format, scratch, path)
-    guest = await boot(Design.MONOLITHIC, disks=[{"path": str(path), "format": disk_format}])
+    guest = await boot(design, disks=[{"path": str(path), "format": disk_format}])
     digest = hashlib.sha256(scratch.read_bytes()).hexdigest()
     assert (await guest.output("sha256sum < /dev/vda")).split()[0] == digest
     assert await run_verify(guest.probe, "/dev/vda", size_mib=16) == "ok"
     await guest.output("echo written-by-guest | dd of=/dev/vda bs=512 seek=100000 conv=notrunc,sync,fsync")
-    assert await guest.machine.shut_down()
+    await end(guest)
     content = convert(path, disk_format, scratch)
     assert content[100000 * 512 :].startswith(MESSAGE)
 
 
-async def test_guest_on_a_chain(boot: Boot, scratch: Path) -> None:
+@both_designs
+async def test_guest_on_a_chain(boot: Boot, scratch: Path, design: Design) -> None:
     middle, top = scratch.with_name("middle"), scratch.with_name("top")
     run_qemu_img("create", "-f", "qcow2", "-b", scratch.name, "-F", "raw", middle)
     run_qemu_img("create", "-f", "qcow2", "-b", middle, "-F", "qcow2", top)
     before = [path.read_bytes() for path in (scratch, middle)]
-    guest = await boot(Design.MONOLITHIC, disks=[{"path": str(top), "format": "qcow2"}])
+    guest = await boot(design, disks=[{"path": str(top), "format": "qcow2"}])
     digest = hashlib.sha256(before[0]).hexdigest()
     assert (await guest.output("sha256sum < /dev/vda")).split()[0] == digest
     await guest.output("echo written-by-guest | dd of=/dev/vda bs=512 seek=7 conv=notrunc,sync,fsync")
-    assert await guest.machine.shut_down()
+    await end(guest)
     assert [path.read_bytes() for path in (scratch, middle)] == before
     assert convert(top, DiskFormat.QCOW2, scratch.with_name("all"))[7 * 512 :].startswith(MESSAGE)
 
 
-async def test_space_that_the_guest_discards_goes_back(boot: Boot, scratch: Path) -> None:
+@both_designs
+async def test_space_that_the_guest_discards_goes_back(boot: Boot, scratch: Path, design: Design) -> None:
     """Both a raw image and a qcow2 one shrink, if QEMU passes the guest's discards on."""
     path = scratch.with_suffix(".qcow2")
     run_qemu_img("convert", "-f", "raw", "-O", "qcow2", scratch, path)
     disks = [{"path": str(scratch)}, {"path": str(path), "format": "qcow2"}]
     full = [each.stat().st_blocks for each in (scratch, path)]
-    guest = await boot(Design.MONOLITHIC, disks=disks)
+    guest = await boot(design, disks=disks)
     await guest.output("blkdiscard /dev/vda && blkdiscard /dev/vdb && sync")
-    assert await guest.machine.shut_down()
+    await end(guest)
     assert all(
         each.stat().st_blocks < before // 2 for each, before in zip((scratch, path), full, strict=True)
     )

@@ -87,6 +87,7 @@ class Machine:
         self.console: Console
         self.group = VmGroup(description.spec, None)
         self._keepers: dict[str, FormatKeeper] = {}
+        self._is_gone = False
         self._place = place
         self._factories = factories
         self._tell = tell
@@ -184,7 +185,10 @@ class Machine:
         return machine
 
     async def clean_up(self) -> None:
-        """End the VM and remove all it left on the host; the disks' content stays."""
+        """End the VM and remove all it left on the host; the disks' content stays. Once is enough."""
+        if self._is_gone:
+            return
+        self._is_gone = True
         async with AsyncExitStack() as stack:
             stack.callback(self._place.remove)
             stack.callback(self.group.close)
