@@ -68,6 +68,7 @@ MEANINGS: dict[str, Meaning] = {
     "memory-too-large": _HOST_CANNOT,
     "disk-file": Meaning(409, 2),
     "disk-locked": _CONFLICT,
+    "driver-file": Meaning(409, 2),
     "network": Meaning(409, 2),
     "partition-failed": _FAILED,
     "partition-gone": _FAILED,

@@ -78,6 +78,19 @@ driver_hang_s = 5
     ),
     Case("image", ("--name", "image", "--image", "probe", "--disk", "/srv/scratch.raw,serial=scratch")),
     Case(
+        "devices",
+        ("SPEC",),
+        """
+name = "devices"
+[[devices]]
+driver = "rng"
+[[devices]]
+driver = "rng"
+on_driver_failure = "pause"
+driver_hang_s = 5
+""",
+    ),
+    Case(
         "file",
         ("SPEC", "--forward", "8443:443"),
         """

@@ -11,7 +11,7 @@ from tests.golden.cases import CASES, Case, build_case_spec
 from tests.golden.test_plans import build_plan
 from tests.recorded.abilities import VERSIONS
 
-from duovisor.spec.vm import MAX_DISKS, MAX_NICS, Accelerator, Design
+from duovisor.spec.vm import MAX_DEVICES, MAX_DISKS, MAX_NICS, Accelerator, Design
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 # where a device's back end is: nothing of it reaches the guest (queue_reset=off takes away a feature that
 # vhost-user-blk never offers; a disk's serial is told by whoever serves it)
-BACK_END = {"driver", "drive", "iothread", "chardev", "queue_reset", "serial"}
-SAME_MODEL = {"virtio-blk-pci": "vhost-user-blk-pci"}
+BACK_END = {"driver", "drive", "iothread", "chardev", "queue_reset", "serial", "rng"}
+SAME_MODEL = {"virtio-blk-pci": "vhost-user-blk-pci", "virtio-rng-pci": "vhost-user-rng-pci"}
+MODERN_ONLY = {"vhost-user-rng-pci"}  # has no property that says so
 # options that say where the back ends and the VMM's own files are
 MAY_DIFFER = {"-object", "-blockdev", "-chardev", "-netdev", "-device", "-kernel", "-initrd"}
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -63,6 +64,8 @@ def test_devices_differ_only_in_their_back_ends(
     assert list(inside) == list(outside)
     for name, device in inside.items():
         twin = outside[name]
+        if twin["driver"] in MODERN_ONLY:
+            twin["disable-legacy"] = "on"
         assert SAME_MODEL.get(device["driver"], device["driver"]) == twin["driver"]
         seen = [{k: v for k, v in each.items() if k not in BACK_END} for each in (device, twin)]
         assert seen[0] == seen[1]
@@ -109,11 +112,12 @@ def test_a_microkernelized_vmm_names_no_host_device(case: Case, tmp_path: Path) 
 def test_no_two_devices_share_an_address(tmp_path: Path) -> None:
     disks = "".join(f'[[disks]]\npath = "/srv/{n}.raw"\n' for n in range(MAX_DISKS))
     nics = '[[nics]]\nnetwork = "user"\n' * MAX_NICS
-    full = Case("full", ("SPEC",), f'name = "full"\nports = ["a"]\n{disks}{nics}')
+    others = '[[devices]]\ndriver = "rng"\n' * MAX_DEVICES
+    full = Case("full", ("SPEC",), f'name = "full"\nports = ["a"]\n{disks}{nics}{others}')
     for design in DESIGNS:
         devices = read_devices(build_plan(build_case_spec(full, tmp_path, design), "7.2", Accelerator.TCG))
         addresses = [int(device["addr"], 16) for device in devices.values() if "addr" in device]
-        assert len(addresses) == MAX_DISKS + MAX_NICS + 1
+        assert len(addresses) == MAX_DISKS + MAX_NICS + MAX_DEVICES + 1
         assert len(set(addresses)) == len(addresses)
         assert 0 < min(addresses) <= max(addresses) < 0x1F  # 0x1f is the chipset's
         macs = [device["mac"] for device in devices.values() if "mac" in device]
@@ -121,8 +125,9 @@ def test_no_two_devices_share_an_address(tmp_path: Path) -> None:
 
 
 def test_addresses_stay_when_a_device_is_added() -> None:
-    from duovisor.hypervisor.qemu.pci import DISK_SLOTS, NIC_SLOTS, SERIAL_PORTS_SLOT
+    from duovisor.hypervisor.qemu.pci import DEVICE_SLOTS, DISK_SLOTS, NIC_SLOTS, SERIAL_PORTS_SLOT
 
     # a guest knows its devices by these for ever: a change here breaks every guest and every live switch
-    assert (SERIAL_PORTS_SLOT, NIC_SLOTS[0], DISK_SLOTS[0]) == (0x02, 0x08, 0x10)
+    slots = (SERIAL_PORTS_SLOT, DEVICE_SLOTS[0], NIC_SLOTS[0], DISK_SLOTS[0])
+    assert slots == (0x02, 0x03, 0x08, 0x10)
     assert len(CASES) == len({case.name for case in CASES})

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from duovisor.cli.vm_options import build_document
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from duovisor.client.service import ServiceClient
     from duovisor.controlling.images.image import Image
@@ -25,6 +25,7 @@ def build_spec_from(
     from duovisor.spec.loading import build_spec, load_document
 
     document = build_document(load_document(spec_file) if spec_file else {}, options)
+    _find_drivers(document, spec_file.parent if spec_file else Path())
     image_name = document.pop("image", None) if options["image"] is None else options["image"]
     if image_name is not None:
         from duovisor.controlling.images.boot import add_image
@@ -32,6 +33,21 @@ def build_spec_from(
         document = add_image(document, find_image(str(image_name)))
     document.setdefault("name", image_name or (spec_file.stem if spec_file else "vm"))
     return build_spec(document)
+
+
+def _find_drivers(document: dict[str, Any], folder: Path) -> None:
+    """Make the paths of drivers' files absolute: ``folder`` is where the specification lies."""
+    from duovisor.spec.vm import DRIVER_SUFFIX
+
+    devices = document.get("devices")
+    if not isinstance(devices, list | tuple):
+        return  # the check of the whole says what is wrong
+    document["devices"] = [
+        {**device, "driver": str((folder / device["driver"]).absolute())}
+        if isinstance(device, dict) and str(device.get("driver", "")).endswith(DRIVER_SUFFIX)
+        else device
+        for device in devices
+    ]
 
 
 def find_image(client: ServiceClient, name: str) -> Image:

@@ -79,7 +79,8 @@ def _drivers_of(process: ProcessDescription, machine: MachineDescription) -> tup
     if machine.spec.design is Design.MICROKERNELIZED:
         return ()
     disks = [f"disk{index}" for index in range(len(machine.spec.disks))]
-    return (*disks, *(f"nic{index}" for index in range(len(machine.spec.nics))))
+    nics = [f"nic{index}" for index in range(len(machine.spec.nics))]
+    return (*disks, *nics, *(f"device{index}" for index in range(len(machine.spec.devices))))
 
 
 def _read_process(

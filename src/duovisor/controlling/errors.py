@@ -47,6 +47,12 @@ class NetworkError(ControllingError):
     code = "network"
 
 
+class DriverFileError(ControllingError):
+    """A driver's file is missing, unreadable, or no driver."""
+
+    code = "driver-file"
+
+
 class PartitionError(ControllingError):
     """A driver partition or network helper ended when it should not have; its last words are shown."""
 

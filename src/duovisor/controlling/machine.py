@@ -30,6 +30,7 @@ from duovisor.controlling.errors import PartitionError
 from duovisor.controlling.leftovers import adopt_process
 from duovisor.controlling.machine_checks import check_start
 from duovisor.controlling.machine_devices import plan_disk, plan_nic
+from duovisor.controlling.machine_drivers import adopt_device, plan_device
 from duovisor.controlling.machine_formats import adopt_keeper, build_format_environment, is_format_process
 from duovisor.controlling.machine_networks import adopt_tap, open_taps
 from duovisor.controlling.machine_place import Place, make_place
@@ -45,6 +46,7 @@ from duovisor.controlling.supervision.records import ignore_driver_events
 from duovisor.hardware.accelerator import AcceleratorDecision
 from duovisor.hypervisor.errors import HypervisorError, VmmGoneError, WrongStateError
 from duovisor.hypervisor.qemu.console import CONSOLE_SOCKET, port_socket
+from duovisor.hypervisor.qemu.devices import device_socket
 from duovisor.hypervisor.qemu.disks import disk_socket
 from duovisor.hypervisor.qemu.nics import nic_socket
 from duovisor.hypervisor.vmm import Vmm
@@ -328,8 +330,10 @@ class Machine:
         for index in range(len(self.spec.nics)):
             if (tap := taps.get(nic_socket(index))) is not None:
                 self._add_device(plan_nic(self.spec, index, {"tap": tap}))
-        early = [device for name, device in self.devices.items() if name not in self.vmm.plan.bound]
-        await asyncio.gather(*(device.start() for device in early))
+        for index, device in enumerate(checked.devices):
+            self._add_device(plan_device(self.spec, index, device, self._place.disks))
+        early = [each for name, each in self.devices.items() if name not in self.vmm.plan.bound]
+        await asyncio.gather(*(each.start() for each in early))
         passt = checked.capabilities.tools.passt
         for index, nic in enumerate(self.spec.nics):
             name = nic_socket(index)
@@ -364,6 +368,11 @@ class Machine:
                 found = self._find_partitions(nic_socket(index))
                 tap = adopt_tap(self.spec, index, [each.pid for each in found], self._place.disks)
                 await self._adopt_device(plan_nic(self.spec, index, {"tap": tap}), found)
+
+        for index, device in enumerate(self.spec.devices):
+            found = self._find_partitions(device_socket(index))
+            opened = adopt_device(device, [each.pid for each in found], self._place.disks)
+            await self._adopt_device(plan_device(self.spec, index, opened, self._place.disks), found)
 
     async def _adopt_formatted(
         self, index: int, found: list[ProcessDescription], capabilities: HostCapabilities

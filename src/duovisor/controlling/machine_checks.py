@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 from duovisor.controlling.disk_files import open_disk
+from duovisor.controlling.machine_drivers import open_device
 from duovisor.controlling.machine_networks import check_networks
 from duovisor.controlling.preflight import (
     check_boot_files,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from duovisor.controlling.disk_files import OpenDisk
+    from duovisor.controlling.machine_drivers import OpenDevice
     from duovisor.hardware.accelerator import AcceleratorDecision
     from duovisor.hardware.capabilities import HostCapabilities
     from duovisor.hypervisor.plan import LaunchPlan
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 class CheckedStart(NamedTuple):
     """A start that nothing known speaks against.
 
-    ``disks`` are what driver partitions get, locked until ``open_disks`` is closed.
+    ``disks`` and ``devices`` are what driver partitions get; ``open_disks`` closes both, and unlocks disks.
     """
 
     spec: VirtualMachineSpec
@@ -49,6 +51,7 @@ class CheckedStart(NamedTuple):
     open_disks: ExitStack
     block_devices: frozenset[str]
     chains: tuple[tuple[ImageFile, ...], ...]
+    devices: tuple[OpenDevice, ...]
 
     def build_plan(self, run_dir: Path, memory_file: Path) -> LaunchPlan:
         """The launch plan; for UEFI, the VM's copy of the variables is made in ``run_dir``."""
@@ -63,6 +66,7 @@ class CheckedStart(NamedTuple):
             uefi_vars=copy_uefi_variables(self.spec, uefi_template, run_dir / "uefi-vars.fd", owner),
             block_devices=self.block_devices,
             chains=self.chains,
+            device_types=tuple(device.device_type for device in self.devices),
             libraries=find_libraries(),
             channels=run_dir / CHANNELS,
         )
@@ -81,9 +85,12 @@ def check_start(spec: VirtualMachineSpec, capabilities: HostCapabilities) -> Che
     kept = spec.design is Design.MICROKERNELIZED  # else QEMU opens and locks them itself
     with ExitStack() as stack:
         disks = tuple(stack.enter_context(open_disk(disk)) for disk in spec.disks)
+        devices = tuple(open_device(device, stack) for device in spec.devices) if kept else ()
         open_disks = stack.pop_all() if kept else ExitStack()
     pairs = zip(spec.disks, disks, strict=True)
     block_devices = frozenset(disk.path for disk, opened in pairs if opened.is_block_device)
     chains = tuple(opened.chain for opened in disks)
     kept_disks = disks if kept else ()
-    return CheckedStart(spec, capabilities, decision, tools, kept_disks, open_disks, block_devices, chains)
+    return CheckedStart(
+        spec, capabilities, decision, tools, kept_disks, open_disks, block_devices, chains, devices
+    )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from duovisor.hypervisor.plan import LaunchPlan, VmmPaths
-from duovisor.hypervisor.qemu import console, disks, firmware, machine, nics
+from duovisor.hypervisor.qemu import console, devices, disks, firmware, machine, nics
 from duovisor.sandbox import ResourceLimits, Sandbox, uid_of
 from duovisor.spec.vm import Accelerator, Design, Firmware
 
@@ -38,6 +38,7 @@ def build_launch_plan(
     channels = (
         *((disks.disk_socket(i) for i in range(len(spec.disks))) if sandboxed else ()),
         *((name for name in nics.find_unbridged(spec)) if sandboxed else ()),
+        *((devices.device_socket(i) for i in range(len(spec.devices))) if sandboxed else ()),
     )
     ports = tuple(console.port_socket(index) for index in range(len(spec.ports)))
     argv = (
@@ -47,6 +48,7 @@ def build_launch_plan(
         *firmware.build_firmware(spec, paths, sandboxed=sandboxed),
         *disks.build_disks(spec, qemu, paths.block_devices, paths.chains),
         *nics.build_nics(spec, qemu, accelerator),
+        *devices.build_devices(spec, qemu, paths.device_types),
         *console.build_monitor(),
         *console.build_console(),
         *console.build_ports(spec),

@@ -62,6 +62,7 @@ class VmmPaths:
 
     ``block_devices`` holds those disk paths of the specification that are block devices, not files, and
     ``chains`` the images of each disk with those that they are based on;
+    ``device_types`` has virtio's number of the type of each device beside disks and network cards;
     ``libraries`` is the folder of this machine's shared libraries, ``channels`` where the VMM binds sockets.
     """
 
@@ -71,5 +72,6 @@ class VmmPaths:
     uefi_vars: Path | None = None
     block_devices: frozenset[str] = frozenset()
     chains: tuple[tuple[ImageFile, ...], ...] = ()
+    device_types: tuple[int, ...] = ()
     libraries: Path = Path("/usr/lib/x86_64-linux-gnu")
     channels: Path = Path("/run/duovisor/channels")

@@ -7,13 +7,24 @@ from enum import StrEnum
 from ipaddress import IPv4Address
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from duovisor.spec.sizes import MIB, parse_bytes
 
 NAME_MAX = 63
 MAX_DISKS = 12  # PCI slots 0x10 to 0x1b of the root bus, see hypervisor/qemu/pci.py
 MAX_NICS = 8  # PCI slots 0x08 to 0x0f
+MAX_DEVICES = 5  # PCI slots 0x03 to 0x07
+ENTROPY_DRIVER = "rng"
+DRIVER_SUFFIX = ".py"
 QUEUE_SIZE_MAX = 1024  # VIRTQUEUE_MAX_SIZE in QEMU's include/hw/virtio/virtio.h
 
 _NAME = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$")
@@ -139,8 +150,17 @@ def _check_port(name: str) -> str:
     return name
 
 
+def _check_driver(driver: str) -> str:
+    if driver != ENTROPY_DRIVER and not driver.endswith(DRIVER_SUFFIX):
+        raise ValueError(f"{driver!r} is neither {ENTROPY_DRIVER} nor a Python file, as in ./my_driver.py")
+    return _check_text(driver)
+
+
 PortName = Annotated[str, AfterValidator(_check_port)]
 Text = Annotated[str, AfterValidator(_check_text)]
+DriverName = Annotated[str, AfterValidator(_check_driver)]
+OptionName = Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_]{0,62}$")]
+OptionValue = bool | int | float | Annotated[str, StringConstraints(max_length=4096)]
 
 
 class SpecModel(BaseModel):
@@ -241,6 +261,30 @@ class NicSpec(SpecModel):
         return self
 
 
+class DeviceSpec(SpecModel):
+    """Another virtio device: ``rng``, an entropy source, or what a Python file of yours makes of it.
+
+    ``options`` are the keyword arguments of that driver. Microkernelized design: when its drivers keep dying,
+    its requests wait (``report``) or the VM is paused; ``driver_hang_s`` is as with disks.
+    """
+
+    driver: DriverName
+    options: dict[OptionName, OptionValue] = Field(default={}, max_length=32)
+    on_driver_failure: DriverFailure = DriverFailure.REPORT
+    driver_hang_s: float = Field(default=30.0, ge=0, le=86400, allow_inf_nan=False)
+
+    @property
+    def file(self) -> str | None:
+        """The file of a driver that does not come with duovisor."""
+        return None if self.driver == ENTROPY_DRIVER else self.driver
+
+    @model_validator(mode="after")
+    def _check_options(self) -> DeviceSpec:
+        if self.file is None and self.options:
+            raise ValueError(f"driver {self.driver} takes no options")
+        return self
+
+
 class VirtualMachineSpec(SpecModel):
     """Everything that a user asks for in one virtual machine."""
 
@@ -253,6 +297,7 @@ class VirtualMachineSpec(SpecModel):
     kernel: KernelSpec | None = None
     disks: tuple[DiskSpec, ...] = Field(default=(), max_length=MAX_DISKS)
     nics: tuple[NicSpec, ...] = Field(default=(), max_length=MAX_NICS)
+    devices: tuple[DeviceSpec, ...] = Field(default=(), max_length=MAX_DEVICES)
     ports: tuple[PortName, ...] = Field(default=(), max_length=8)
 
     @model_validator(mode="before")

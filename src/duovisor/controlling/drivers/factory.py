@@ -26,6 +26,7 @@ from duovisor.controlling.drivers import system_calls as system
 from duovisor.controlling.drivers.confinement import Confinement, leave_namespaces, reset_signals
 from duovisor.controlling.drivers.control import Packet, receive_packet, send_packet
 from duovisor.controlling.drivers.errors import DriverError
+from duovisor.controlling.drivers.library import preload
 from duovisor.controlling.drivers.partition_main import Birth, run_partition
 from duovisor.controlling.drivers.registry import DRIVERS
 
@@ -173,6 +174,8 @@ def run(drivers: dict[str, CreateDevice], arguments: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C in the terminal is for the command
     os.chdir("/")
     warm_up()
+    if "--library" in arguments:
+        preload()
     factory = Factory(control, arguments[1], drivers, end_with_owner="--end-with-owner" in arguments)
     gc.disable()
     gc.collect()

@@ -18,15 +18,18 @@ import traceback
 from enum import StrEnum
 
 from duovisor.channel.backend import Backend
+from duovisor.channel.device import check_device, read_device_config
 from duovisor.channel.event_loop import EventLoop
 from duovisor.channel.page import Page
 from duovisor.channel.standby import Outcome, Standby
 from duovisor.controlling.drivers import system_calls
 from duovisor.controlling.drivers.block import SWITCH_INTERVAL_S
+from duovisor.controlling.drivers.bounded_log import print_to
 from duovisor.controlling.drivers.confinement import BIRTH, LOG, confine
 from duovisor.controlling.drivers.control_server import ControlServer
 from duovisor.controlling.drivers.errors import DriverError
 from duovisor.controlling.drivers.orders import Assignment, parse_assignment, parse_name
+from duovisor.controlling.drivers.resting import describe_device
 from duovisor.errors import DuovisorError
 
 TYPE_CHECKING = False
@@ -71,6 +74,7 @@ def run_partition(birth: Birth, drivers: dict[str, CreateDevice]) -> NoReturn:
     try:
         system_calls.set_name("driver")
         confine(birth.confinement, birth.birth, birth.log, as_root=birth.as_root)
+        print_to(LOG)
         gc.enable()
         status = Partition(socket.socket(fileno=BIRTH), drivers, birth.code).run()
     except BaseException as error:  # nothing may go back to the factory's code
@@ -101,6 +105,7 @@ class Partition:
         self._backend: Backend | None = None
         self._standby: Standby | None = None
         self._hung: dict[str, object] | None = None
+        self._facts: dict[str, Any] | None = None
         self._ends = False
         self._refused = False
         self._loop = EventLoop()
@@ -174,6 +179,9 @@ class Partition:
             if create is None:
                 raise DriverError(f"there is no driver of that name, but {', '.join(self._drivers)}")
             self._device = create(assignment.options, assignment.take_others())
+            check_device(self._device)
+            read_device_config(self._device)
+            self._facts = describe_device(self._device)
             self._start(assignment, self._device)
         except DuovisorError as error:
             self._ends = self._refused = True  # nothing half-made serves: the owner makes another
@@ -237,6 +245,7 @@ class Partition:
             "code": self._code,
             "ready": self._backend is not None or (self._standby is not None and self._standby.ready),
             "hung": self._hung,
+            "device": self._facts,
             "statistics": self._backend.statistics() if self._backend else None,
         }
 

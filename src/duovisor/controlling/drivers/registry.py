@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from duovisor.controlling.drivers import block
+from duovisor.controlling.drivers.entropy import create_entropy_device
 from duovisor.controlling.drivers.failing import create_failing_device, create_parked_device
 from duovisor.controlling.drivers.formatted import create_formatted_device
 from duovisor.controlling.drivers.net import create_dropping_net, create_net_device, create_parked_net
 from duovisor.controlling.drivers.options import parse_block_options
+from duovisor.controlling.drivers.own_driver import create_own_device
+from duovisor.controlling.drivers.resting import create_resting_device
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,4 +35,8 @@ DRIVERS: dict[str, CreateDevice] = {
     "net": create_net_device,
     "failing-net": create_dropping_net,
     "parked-net": create_parked_net,
+    "rng": create_entropy_device,
+    "own": create_own_device,
+    "failing-device": create_resting_device,
+    "parked-device": create_resting_device,
 }

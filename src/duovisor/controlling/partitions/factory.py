@@ -42,10 +42,10 @@ class _Made(NamedTuple):
 
 
 def build_factory_argv(
-    main: str, control: int, code: str, log: Path, *, end_with_owner: bool
+    main: str, control: int, code: str, log: Path, *, end_with_owner: bool, library: bool = False
 ) -> tuple[str, ...]:
     """The factory's command line; ``log`` is there for whoever reads ``ps``; pure."""
-    switches = ("--end-with-owner",) if end_with_owner else ()
+    switches = (*(["--end-with-owner"] if end_with_owner else []), *(["--library"] if library else []))
     # -S -s: no site-packages; -P: nothing from the working directory; -B: nothing is written
     return (
         str(interpreter()), "-S", "-s", "-P", "-B", "-c", main,
@@ -70,18 +70,24 @@ class PartitionFactory:
         self._loop.add_reader(control, self._read)
 
     @classmethod
-    async def start(cls, *, log: Path, end_with_owner: bool, main: str = MAIN) -> PartitionFactory:
+    async def start(
+        cls, *, log: Path, end_with_owner: bool, library: bool = False, main: str = MAIN
+    ) -> PartitionFactory:
         """Start a factory; ``end_with_owner``: it kills its partitions when this process ends.
 
-        ``main`` is the Python code that it runs. Raises ``PartitionError``, ``ProgramNotFoundError``.
+        ``library``: with all that a driver of a user's own may import (``drivers/library.py``). ``main`` is
+        the Python code that it runs. Raises ``PartitionError``, ``ProgramNotFoundError``.
         """
         # read before the factory imports it: of an update that comes in between, the digest is the older one
         code = read_code_digest()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
+                argv = build_factory_argv(
+                    main, theirs.fileno(), code, log, end_with_owner=end_with_owner, library=library
+                )
                 running = process.start(
-                    build_factory_argv(main, theirs.fileno(), code, log, end_with_owner=end_with_owner),
+                    argv,
                     role="partition factory", log=log, pass_fds=(theirs.fileno(),), env=_environment(),
                 )  # fmt: skip
             except BaseException:

@@ -7,6 +7,7 @@ the session.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from duovisor.controlling.supervision.plan import DevicePlan, Host
 
 SERVING_TIMEOUT_S = 5.0
+FACTS_CHARACTERS = 4096
 
 
 class Crew:
@@ -42,6 +44,7 @@ class Crew:
         self.spare: Seat | None = None
         self.newcomer: Seat | None = None
         self._host = host
+        self._facts = ""  # what the driver told of its device, for who stands in for it
         self.notify = notify
 
     def describe(self) -> list[ProcessDescription]:
@@ -122,6 +125,9 @@ class Crew:
         with self.heir.open() as theirs:
             try:
                 await seat.request("add_successor", {"succession": theirs.fileno()}, name="owner")
+                if self.plan.kind == "device":
+                    told = (await seat.request("status")).get("device")
+                    self._facts = json.dumps(told)[:FACTS_CHARACTERS]
             except PartitionError:
                 return  # it has just ended; whoever waits for that sees it
 
@@ -177,7 +183,8 @@ class Crew:
             role=plan.role,
         )
         control_name = f"{plan.device}.{partition.process.pid}.control"
-        seat = Seat(partition.process, partition.control, factory.code, control_name, self.notify)
+        code = plan.code_of(factory.code)
+        seat = Seat(partition.process, partition.control, code, control_name, self.notify)
         self.newcomer = seat
         try:
             self._host.record()
@@ -192,7 +199,7 @@ class Crew:
         if self.page < 0:
             self.page = create_page()
         plan = self.plan
-        words = list(plan.words)
+        words = [self._facts] if driver and self._facts else list(plan.words)
         fields = {"driver": driver or plan.driver, "options": words, "poll_us": plan.poll_us}
         if order == "stand_by":
             fields["hang_s"] = hang_s

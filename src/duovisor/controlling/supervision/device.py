@@ -88,7 +88,7 @@ class DeviceSupervisor:
     async def start(self) -> None:
         """Start the first driver, and supervise from now on. Raises ``PartitionError``."""
         if self.crew.active is None:
-            await self.crew.serve_new(await self._factories.get())
+            await self.crew.serve_new(await self._factories.get(library=self.plan.library))
         self.supervise()
 
     def supervise(self) -> None:
@@ -153,9 +153,15 @@ class DeviceSupervisor:
             old = self.crew.active
             if old is None:
                 raise PartitionError(f"{self.plan.device} has no driver at this moment", remedy="try again")
-            factory = await (self._factories.get_latest() if latest else self._factories.get())
+            get = self._factories.get_latest if latest else self._factories.get
+            factory, plan = await get(library=self.plan.library), self.plan
+            if latest and plan.reread is not None:
+                self._follow(await asyncio.to_thread(plan.reread))
             try:
                 new, pause_ms = await self._hand_over(old, factory)
+            except BaseException:
+                self._follow(plan)
+                raise
             finally:
                 self._poked.set()
             done = Replacement(old.pid, new.pid, old.code, new.code, pause_ms)
@@ -163,10 +169,13 @@ class DeviceSupervisor:
         self.tell(DriverEventKind.REPLACED, f"pid {done.old_pid} → {done.new_pid}, {_describe_code(done)}")
         return done
 
+    def _follow(self, plan: DevicePlan) -> None:
+        self.plan = self.crew.plan = plan
+
     async def _hand_over(self, old: Seat, factory: PartitionFactory, driver: str = "") -> tuple[Seat, float]:
         """Let a spare go on where ``old`` stops; returns it, and how long nobody served, in milliseconds."""
         spare = self.crew.spare
-        if spare is None or spare.has_ended or spare.code != factory.code:
+        if spare is None or spare.has_ended or spare.code != self.plan.code_of(factory.code):
             await self.crew.dismiss_spare()
             spare = await self.crew.stand_by(factory, driver)
         began = time.monotonic()
@@ -247,7 +256,7 @@ class DeviceSupervisor:
 
     async def _provide_spare(self) -> None:
         try:
-            await self.crew.stand_by(await self._factories.get())
+            await self.crew.stand_by(await self._factories.get(library=self.plan.library))
         except PartitionError:
             active = self.crew.active
             if active is not None and not active.died_at:
@@ -298,7 +307,7 @@ class DeviceSupervisor:
         """A driver that serves, in the place of a caretaker if there is one; ``None``: see ``_trouble``."""
         crew = self.crew
         try:
-            factory = await self._factories.get()
+            factory = await self._factories.get(library=self.plan.library)
             if crew.active is not None and not crew.active.has_ended:
                 return (await self._hand_over(crew.active, factory, driver))[0]
             if crew.active is not None:
@@ -339,7 +348,7 @@ class DeviceSupervisor:
         remedy = f"duovisor driver restart {self._host.name} {self.plan.device} tries again"
         if self.plan.on_failure is DriverFailure.REPORT:
             await self._begin_again(self._failing)
-            what = "the guest is told of errors"
+            what = "its requests wait" if self.plan.kind == "device" else "the guest is told of errors"
             if self.plan.kind == "net":
                 await self._host.set_link(self.plan.device, up=False)
                 what = "its link is down"

@@ -34,40 +34,45 @@ class Factories:
     def __init__(self, runtime: Path, *, end_with_owner: bool) -> None:
         self._runtime = runtime
         self._end_with_owner = end_with_owner
-        self._current: PartitionFactory | None = None
-        self._replaced: dict[str, PartitionFactory] = {}
+        self._current: dict[bool, PartitionFactory] = {}
+        self._replaced: dict[tuple[bool, str], PartitionFactory] = {}
         self._lock = asyncio.Lock()
 
-    async def get(self) -> PartitionFactory:
-        """The factory of the drivers' usual code. Raises ``PartitionError``."""
-        async with self._lock:
-            if self._current is None or self._current.has_ended:
-                self._current = await self._start()
-            return self._current
+    async def get(self, *, library: bool = False) -> PartitionFactory:
+        """The factory of the drivers' usual code; ``library``: for those of users' own.
 
-    async def get_latest(self) -> PartitionFactory:
+        Raises ``PartitionError``.
+        """
+        async with self._lock:
+            current = self._current.get(library)
+            if current is None or current.has_ended:
+                current = self._current[library] = await self._start(library=library)
+            return current
+
+    async def get_latest(self, *, library: bool = False) -> PartitionFactory:
         """A factory of the code that is on disk now. Raises ``PartitionError``."""
         async with self._lock:
             code = await asyncio.to_thread(read_code_digest)
-            if self._current is None or self._current.has_ended:
-                self._current = await self._start()
-            elif self._current.code != code:
-                fresh = await self._start()
-                self._replaced[self._current.code] = self._current
-                self._current = fresh
-            return self._current
+            current = self._current.get(library)
+            if current is None or current.has_ended:
+                current = self._current[library] = await self._start(library=library)
+            elif current.code != code:
+                fresh = await self._start(library=library)
+                self._replaced[library, current.code] = current
+                current = self._current[library] = fresh
+            return current
 
     async def close(self) -> None:
         """End the factories; their partitions live on unless they end with their owner."""
-        for factory in (*self._replaced.values(), *([self._current] if self._current else [])):
+        for factory in (*self._replaced.values(), *self._current.values()):
             await factory.close()
         self._replaced.clear()
-        self._current = None
+        self._current.clear()
 
-    async def _start(self) -> PartitionFactory:
+    async def _start(self, *, library: bool) -> PartitionFactory:
         self._runtime.mkdir(parents=True, exist_ok=True, mode=0o700)
         log = self._runtime / f"factory.{os.getpid()}.{next(_NUMBERS)}.log"
         try:
-            return await PartitionFactory.start(log=log, end_with_owner=self._end_with_owner)
+            return await PartitionFactory.start(log=log, end_with_owner=self._end_with_owner, library=library)
         finally:
             log.unlink(missing_ok=True)  # of use only for why it did not start

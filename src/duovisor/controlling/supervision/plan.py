@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from duovisor.controlling.partitions.limits import PartitionLimits
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 class DevicePlan:
     """How the driver of ``device`` is started: ``words`` are its options, ``descriptors`` what it may hold.
 
-    ``kind`` ("block", "net") names those that stand in for its drivers: "failing-block", "parked-net".
+    ``kind`` ("block", "net", "device") names those that stand in for its drivers: "failing-block",
+    "parked-net". A driver of a user's own needs the ``library``, has a ``source_code`` (digest of its file),
+    and ``reread`` makes a plan with the file as it is now (raises ``ControllingError``).
     ``hang_s``: without progress for so long it counts as hung. ``on_failure``: what becomes of the device
     when its drivers keep dying.
     """
@@ -34,6 +36,13 @@ class DevicePlan:
     limits: PartitionLimits
     poll_us: int = 0
     kind: str = "block"
+    library: bool = False
+    source_code: str = ""
+    reread: Callable[[], DevicePlan] | None = None
+
+    def code_of(self, factory: str) -> str:
+        """What names the code of a driver that a factory of this code made."""
+        return f"{factory}+{self.source_code}" if self.source_code else factory
 
 
 class Host(Protocol):

@@ -6,9 +6,10 @@ A guest recognises its devices by these addresses, and a live switch of designs 
 
 from __future__ import annotations
 
-from duovisor.spec.vm import MAX_DISKS, MAX_NICS
+from duovisor.spec.vm import MAX_DEVICES, MAX_DISKS, MAX_NICS
 
 SERIAL_PORTS_SLOT = 0x02
+DEVICE_SLOTS = range(0x03, 0x03 + MAX_DEVICES)
 NIC_SLOTS = range(0x08, 0x08 + MAX_NICS)
 DISK_SLOTS = range(0x10, 0x10 + MAX_DISKS)
 

@@ -1,0 +1,59 @@
+"""A stand-in for any device whose drivers keep dying: it is still there, and keeps what the guest asks."""
+
+from __future__ import annotations
+
+import json
+
+from duovisor.channel.device import VirtioDevice
+from duovisor.controlling.drivers.errors import DriverError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from duovisor.channel.chain import Chain
+    from duovisor.channel.virtqueue import Virtqueue
+
+
+class RestingDevice(VirtioDevice):
+    """Keeps every request in flight, for its successor to submit again."""
+
+    def __init__(self, device_id: int, features: int, queues: int, config: bytes) -> None:
+        self.device_id = device_id
+        self.features = features
+        self.queues = queues
+        self._config = config
+
+    def read_config(self) -> bytes:
+        """What the last driver told of it."""
+        return self._config
+
+    def write_config(self, offset: int, data: bytes, *, migrating: bool) -> None:
+        """Nobody is there to take note."""
+
+    def handle(self, queue: Virtqueue, chains: list[Chain]) -> None:
+        """Leave them: the in-flight log names them."""
+
+    def holds_buffers(self, queue: int) -> bool:
+        """Nothing is expected to be finished."""
+        return True
+
+
+def describe_device(device: VirtioDevice) -> dict[str, Any]:
+    """What a stand-in must know of a device, as plain JSON."""
+    return {
+        "device_id": device.device_id,
+        "features": device.features,
+        "queues": device.queues,
+        "config": device.read_config().hex(),
+    }
+
+
+def create_resting_device(words: list[str], _: dict[str, int]) -> VirtioDevice:
+    """From what ``describe_device`` said, the last word, in JSON. Raises ``DriverError``."""
+    try:
+        facts = json.loads(words[-1])
+        device_id, features, queues = (int(facts[name]) for name in ("device_id", "features", "queues"))
+        return RestingDevice(device_id, features, queues, bytes.fromhex(facts["config"]))
+    except (LookupError, TypeError, ValueError) as error:
+        raise DriverError(f"nothing is known of the device: {error!r}") from error
