@@ -266,8 +266,20 @@ class Backend:
         for rings in (self._ready, self._quiet):
             if ring in rings:
                 rings.remove(ring)
+        if not ring.failed:
+            self._handle_resubmitted(ring)
         self.device.drain()
         self.device.stop_queue(ring.queue)
+
+    def _handle_resubmitted(self, ring: Ring) -> None:
+        """A queue that stops as soon as it was inherited: what the predecessor left is in flight, too."""
+        try:
+            chains = ring.queue.pop_resubmitted()
+            if chains:
+                self.device.handle(ring.queue, chains)
+                ring.queue.publish()
+        except (QueueError, GuestMemoryError) as error:
+            self._fail(ring, error)
 
     def _watch(self, descriptor: int, callback: Callable[[], None], *, edge: bool = False) -> None:
         self._loop.watch(descriptor, callback, edge=edge)

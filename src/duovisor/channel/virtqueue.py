@@ -168,7 +168,7 @@ class Virtqueue:
     def pop(self) -> list[Chain]:
         """Fetch what is available, up to a batch; first all that a crashed predecessor left in flight."""
         if self._resubmit:
-            return self._pop_resubmitted()
+            return self.pop_resubmitted()
         available = self._available
         position = self._last_available
         count = (available[1] - position) & 0xFFFF
@@ -242,7 +242,7 @@ class Virtqueue:
             chain.frame = frame
             chain.descriptors = frame.descriptors
 
-    def _pop_resubmitted(self) -> list[Chain]:
+    def pop_resubmitted(self) -> list[Chain]:
         """The chains that were in flight when the last back end ended, in the order it fetched them."""
         heads, self._resubmit = self._resubmit, []
         self.in_flight += len(heads)
