@@ -94,7 +94,7 @@ def _create(vm: str, index: int) -> int:
 def _explain(bridge: str, error: OSError) -> NetworkError | HostLacksError:
     if error.errno == errno.EPERM:
         return _lacks_permission()
-    if error.errno == errno.EOPNOTSUPP:
+    if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):  # which one depends on the kernel
         return NetworkError(
             f"{bridge} is an interface, but no Linux bridge",
             remedy="name a bridge; `ip -br link show type bridge` lists them",

@@ -79,6 +79,7 @@ class DeviceSupervisor:
         self._poked = asyncio.Event()
         self.crew = Crew(plan, host, self._poked.set)
         self._task: asyncio.Task[None] | None = None
+        self._cable: asyncio.Task[None] | None = None
 
     @property
     def pids(self) -> list[int]:
@@ -200,7 +201,7 @@ class DeviceSupervisor:
                 self._paused_vm = False
                 await self._host.resume()
             elif self.plan.kind == "net":
-                await self._host.set_link(self.plan.device, up=True)
+                self._set_link(up=True)
 
     # Watching
 
@@ -350,13 +351,24 @@ class DeviceSupervisor:
             await self._begin_again(self._failing)
             what = "its requests wait" if self.plan.kind == "device" else "the guest is told of errors"
             if self.plan.kind == "net":
-                await self._host.set_link(self.plan.device, up=False)
+                self._set_link(up=False)
                 what = "its link is down"
         else:
             self._paused_vm = await self._host.pause()
             what = "the VM is paused" if self._paused_vm else "nobody serves it"
         self.failed.set()
         self.tell(DriverEventKind.FAILED, f"{self.reason}; {what}; {remedy}")
+
+    def _set_link(self, *, up: bool) -> None:
+        """Begin to plug the cable in or out: the VMM asks the driver, which may end before it answers."""
+        before = self._cable
+
+        async def follow() -> None:
+            if before is not None:
+                await before
+            await self._host.set_link(self.plan.device, up=up)
+
+        self._cable = asyncio.create_task(follow())
 
     async def _replace_caretaker(self, dead: Seat) -> None:
         """Who stands in for the drivers of a device that was given up has ended, too."""
@@ -393,10 +405,11 @@ class DeviceSupervisor:
         self._tell_owner(DriverEvent(kind, self.plan.device, message))
 
     async def _stop_watching(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        tasks = [task for task in (self._task, self._cable) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._task = self._cable = None
 
 
 def _describe_code(done: Replacement) -> str:

@@ -1,0 +1,220 @@
+"""Guests of both designs on one bridge: they reach the host and each other, also while drivers die."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import signal
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.networks import BRIDGE, HOST, enter_network, list_ports, why_no_namespace
+
+from duovisor.controlling.errors import NetworkError
+from duovisor.controlling.supervision.backoff import Backoff
+from duovisor.controlling.supervision.records import DeviceState
+from duovisor.spec.vm import Design
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+    from duovisor.controlling.supervision.device import DeviceSupervisor
+
+    from .conftest import Guest
+
+    Boot = Callable[..., Awaitable[Guest]]
+
+DESIGNS = (Design.MONOLITHIC, Design.MICROKERNELIZED)
+TRANSFER_MIB = int(os.environ.get("DUOVISOR_TRANSFER_MIB", "96"))
+KILL_EVERY_S = 2.0
+MAC = "52:54:00:77:00:0"
+
+
+@pytest.fixture(autouse=True)
+def network() -> Iterator[None]:
+    if reason := why_no_namespace():
+        pytest.skip(reason)
+    with enter_network():
+        yield
+        assert list_ports() == [], "a TAP was left behind"
+
+
+async def boot_on_bridge(boot: Boot, design: Design, number: int = 2, **nic: object) -> Guest:
+    document = {"bridge": BRIDGE, "mac": f"{MAC}{number}", **nic}
+    guest = await boot(design, name=f"n{number}", memory_mib=256, cpus=1, nics=[document])
+    await guest.output(
+        f"killall udhcpc; ip addr add 10.77.0.{number}/24 dev eth0; ip link set eth0 up; ping -c1 -W5 {HOST}"
+    )
+    return guest
+
+
+async def wait_spare(device: DeviceSupervisor) -> None:
+    async with asyncio.timeout(20):
+        while device.describe().spare_pid is None:
+            await asyncio.sleep(0.01)
+
+
+@contextlib.asynccontextmanager
+async def killing(device: DeviceSupervisor, every_s: float = KILL_EVERY_S) -> AsyncIterator[list[int]]:
+    """Kill the driver again and again meanwhile; which ones."""
+    killed: list[int] = []
+
+    async def kill() -> None:
+        while True:
+            await asyncio.sleep(every_s)
+            pid = device.describe().pid
+            if pid is not None:
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+
+    task = asyncio.create_task(kill())
+    try:
+        yield killed
+    finally:
+        task.cancel()
+
+
+class Peer:
+    """The host's end of one TCP stream: sends ``mib`` MiB, or receives until the end; in its own thread."""
+
+    def __init__(self, *, mib: int) -> None:
+        self.digest = hashlib.md5(usedforsecurity=False)
+        self.moved = 0
+        self._mib = mib
+        self._listener = socket.create_server((HOST, 0))
+        self.port = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        block = os.urandom(1 << 20)
+        with self._listener, self._listener.accept()[0] as stream:
+            for index in range(self._mib):
+                data = index.to_bytes(8, "little") + block[8:]
+                self.digest.update(data)
+                stream.sendall(data)
+            if self._mib:
+                stream.shutdown(socket.SHUT_WR)
+            while data := stream.recv(1 << 20):
+                self.moved += len(data)
+                self.digest.update(data)
+
+    def finish(self) -> str:
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+        return self.digest.hexdigest()
+
+
+async def download(guest: Guest, mib: int) -> None:
+    peer = Peer(mib=mib)
+    said = await guest.output(f"nc {HOST} {peer.port} </dev/null | md5sum", timeout_s=600)
+    assert said.split()[0] == peer.finish()
+
+
+async def upload(guest: Guest, mib: int) -> None:
+    peer = Peer(mib=0)
+    source = f"dd if=/dev/zero bs=1M count={mib} 2>/dev/null"
+    await guest.output(f"{source} | nc {HOST} {peer.port}", timeout_s=600)
+    assert peer.finish() == hashlib.md5(bytes(mib << 20), usedforsecurity=False).hexdigest()
+    assert peer.moved == mib << 20
+
+
+async def test_two_designs_on_one_bridge(boot: Boot) -> None:
+    first = await boot_on_bridge(boot, Design.MONOLITHIC, 2)
+    second = await boot_on_bridge(boot, Design.MICROKERNELIZED, 3)
+    assert len(list_ports()) == 2
+    assert "0% packet loss" in await second.output("ping -c 20 -i 0.05 -W 5 10.77.0.2")
+    assert "0% packet loss" in await first.output("ping -c 20 -i 0.05 -W 5 -s 1400 10.77.0.3")
+    features = [await guest.output("cat /sys/class/net/eth0/device/features") for guest in (first, second)]
+    assert features[0] == features[1]
+    await first.output("(sleep 60 | nc -l -p 7000 >/tmp/got) &")
+    await second.output("head -c 5000000 /dev/urandom >/tmp/sent; sleep 0.5; nc 10.77.0.2 7000 </tmp/sent")
+    sums = [
+        await guest.output(f"md5sum <{file}") for guest, file in ((first, "/tmp/got"), (second, "/tmp/sent"))
+    ]
+    assert sums[0] == sums[1]
+    device = second.machine.devices["nic0"]
+    assert device.describe().state is DeviceState.RUNNING
+    assert device.plan.role == "network driver"
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+async def test_streams_are_whole(boot: Boot, design: Design) -> None:
+    guest = await boot_on_bridge(boot, design)
+    await download(guest, 64)
+    await upload(guest, 64)
+
+
+async def test_streams_survive_their_driver(boot: Boot) -> None:
+    guest = await boot_on_bridge(boot, Design.MICROKERNELIZED)
+    device = guest.machine.devices["nic0"]
+    await wait_spare(device)
+    async with killing(device) as killed:
+        while len(killed) < 3:
+            await download(guest, TRANSFER_MIB)
+            await upload(guest, TRANSFER_MIB)
+    assert device.describe().deaths >= len(killed) - 1
+    assert (await guest.output("cat /sys/class/net/eth0/carrier")).strip() == "1"
+    assert (await guest.output("cat /sys/class/net/eth0/carrier_changes")).strip() in ("1", "2")
+
+
+async def test_a_driver_is_replaced_under_load(boot: Boot) -> None:
+    guest = await boot_on_bridge(boot, Design.MICROKERNELIZED)
+    device = guest.machine.devices["nic0"]
+    load = asyncio.create_task(download(guest, 64))
+    for _ in range(4):
+        await asyncio.sleep(0.3)
+        await wait_spare(device)
+        done = await device.replace(latest=False)
+        assert done.old_pid != done.new_pid
+    await load
+    assert "0% packet loss" in await guest.output(f"ping -c 3 {HOST}")
+
+
+async def test_forged_frames_do_not_leave_the_guest(boot: Boot) -> None:
+    guest = await boot_on_bridge(boot, Design.MICROKERNELIZED)
+    await guest.output(
+        "ip link set eth0 down; ip link set eth0 address 52:54:00:66:66:66; ip link set eth0 up"
+    )
+    assert (await guest.probe.run(f"ping -c 2 -W 1 {HOST}", timeout_s=30)).exit != 0
+    active = guest.machine.devices["nic0"].crew.active
+    assert active is not None
+    counters = (await active.request("status"))["statistics"]["device"]
+    assert counters["spoofed"] > 0
+
+
+async def test_a_paused_vm_keeps_its_buffers(boot: Boot) -> None:
+    guest = await boot_on_bridge(boot, Design.MICROKERNELIZED)
+    for _ in range(3):
+        await guest.machine.vmm.pause()
+        await guest.machine.vmm.resume()
+        await guest.machine.set_link("nic0", up=False)
+        assert (await guest.output("sleep 0.2; cat /sys/class/net/eth0/carrier")).strip() == "0"
+        await guest.machine.set_link("nic0", up=True)
+        await download(guest, 4)
+
+
+async def test_a_card_that_is_given_up_has_no_link(boot: Boot) -> None:
+    guest = await boot_on_bridge(boot, Design.MICROKERNELIZED)
+    device = guest.machine.devices["nic0"]
+    device.backoff = Backoff(deaths_max=2)
+    async with asyncio.timeout(60):
+        while not device.failed.is_set():
+            for pid in device.pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            await asyncio.sleep(0.01)
+    assert (await guest.output("sleep 0.2; cat /sys/class/net/eth0/carrier")).strip() == "0"
+    await device.replace(latest=False)
+    assert "0% packet loss" in await guest.output(f"ping -c 3 -W 5 {HOST}")
+
+
+async def test_a_bridge_that_is_missing(boot: Boot) -> None:
+    with pytest.raises(NetworkError, match="bridge br-none does not exist"):
+        await boot(Design.MONOLITHIC, nics=[{"bridge": "br-none"}])
+    with pytest.raises(NetworkError, match="lo is an interface, but no Linux bridge"):
+        await boot(Design.MICROKERNELIZED, nics=[{"bridge": "lo"}])
