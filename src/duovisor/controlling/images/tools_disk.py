@@ -52,24 +52,32 @@ def compute_disk_bytes(file_bytes: Iterable[int]) -> int:
 
 
 def build_tools_disk(disk: Path, scratch: Path) -> None:
-    """Write the disk image ``disk``; ``scratch`` is a folder for what goes into it."""
-    fio = shutil.which("fio")
-    if fio is None:
-        raise ImageBuildError("fio is not installed", remedy="apt-get install fio")
-    needed = parse_ldd(process.run(["ldd", fio]))
+    """Write the disk image ``disk`` with fio; ``scratch`` is a folder for what goes into it."""
+    build_program_disk(disk, scratch, "fio", label="duovisor-tools")
+
+
+def build_program_disk(disk: Path, scratch: Path, program: str, *, label: str) -> None:
+    """Write a disk image with one of the host's programs: ``lib/loader --library-path lib PROGRAM`` runs it.
+
+    Raises ``ImageBuildError`` when it is not installed.
+    """
+    path = shutil.which(program)
+    if path is None:
+        raise ImageBuildError(f"{program} is not installed", remedy=f"apt-get install {program}")
+    needed = parse_ldd(process.run(["ldd", path]))
     content = scratch / "tools"
     (content / "lib").mkdir(parents=True)
-    shutil.copyfile(fio, content / "fio")
+    shutil.copyfile(path, content / program)
     shutil.copyfile(needed.loader, content / "lib/loader")
-    for name, path in needed.libraries.items():
-        shutil.copyfile(path, content / "lib" / name)
-    for program in (content / "fio", content / "lib/loader"):
-        program.chmod(0o755)
-    size = compute_disk_bytes(path.stat().st_size for path in content.rglob("*") if path.is_file())
+    for name, library in needed.libraries.items():
+        shutil.copyfile(library, content / "lib" / name)
+    for each in (content / program, content / "lib/loader"):
+        each.chmod(0o755)
+    size = compute_disk_bytes(each.stat().st_size for each in content.rglob("*") if each.is_file())
     with disk.open("wb") as file:
         file.truncate(size)
     process.run(
         ["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-N", "256", "-b", "4096",
-         "-L", "duovisor-tools", "-d", str(content), str(disk)],
+         "-L", label, "-d", str(content), str(disk)],
         remedy="apt-get install e2fsprogs",
     )  # fmt: skip
