@@ -7,6 +7,7 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.contract.own_driver.documentation import DRIVER
 
 from duovisor.spec.vm import Design
 
@@ -21,24 +22,6 @@ if TYPE_CHECKING:
 SOURCE = "cat /sys/class/misc/hw_random/rng_current"
 READ = "dd if=/dev/hwrng bs=64 count=4 2>/dev/null | od -An -v -tx1 | tr -d ' \\n'"
 
-DICE = """
-import random
-
-from duovisor.channel.device import VirtioDevice
-
-
-class Dice(VirtioDevice):
-    device_id = 4
-
-    def __init__(self, *, sides=6):
-        self.sides = sides
-
-    def handle_request(self, chain):
-        [room] = chain.writable
-        room[:] = bytes(random.randint(1, self.sides) for _ in room)
-        return len(room)
-"""
-
 
 @pytest.mark.parametrize("design", list(Design), ids=str)
 async def test_the_guests_kernel_reads_our_entropy(boot: Boot, design: Design) -> None:
@@ -51,7 +34,7 @@ async def test_the_guests_kernel_reads_our_entropy(boot: Boot, design: Design) -
 
 async def test_entropy_and_a_driver_of_ones_own_survive_kills(boot: Boot, tmp_path: Path) -> None:
     driver = tmp_path / "dice.py"
-    driver.write_text(DICE)
+    driver.write_text(DRIVER)  # as docs/write-a-driver.md prints it
     devices = [{"driver": str(driver), "options": {"sides": 3}}]
     guest = await boot(Design.MICROKERNELIZED, devices=devices)
     device = guest.machine.devices["device0"]
@@ -64,7 +47,7 @@ async def test_entropy_and_a_driver_of_ones_own_survive_kills(boot: Boot, tmp_pa
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
     assert len(await guest.output(READ)) == 512
-    driver.write_text(DICE.replace("randint(1, self.sides)", "randint(7, 9)"))
+    driver.write_text(DRIVER.replace("randint(1, self.sides)", "randint(7, 9)"))
     await device.replace(latest=True)
     await guest.output(READ)  # what the guest had asked for before
     assert set(bytes.fromhex(await guest.output(READ))) == {7, 8, 9}

@@ -1,4 +1,4 @@
-"""``duovisor driver list|restart|update``: the drivers that run beside VMs, in the controlling layer."""
+"""``duovisor driver list|new|restart|update``: the drivers that run beside VMs, in the controlling layer."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 
 from duovisor.cli.completion import complete_vm
 from duovisor.cli.connection import connect
+from duovisor.cli.driver_new import command as new_command
 from duovisor.cli.output import json_option, print_json
 from duovisor.cli.progress import follow
 from duovisor.cli.table import format_state, format_table
@@ -27,6 +28,9 @@ def command() -> None:
     Each device of a microkernelized VM has a driver that serves it and a spare that takes over if the driver
     dies; the guest goes on with the same disk either way.
     """
+
+
+command.add_command(new_command)
 
 
 @command.command("list")
