@@ -167,6 +167,9 @@ class FakeVmManager:
             raise DeviceNotFoundError(f"{name} has no driver partition {device!r}")
         return Replacement(100, 200, "aaa", "bbb" if latest else "aaa", 2.5)
 
+    async def read_counters(self, name: str) -> dict[str, dict[str, int]]:
+        return {"disk0": {"sent_frames": 7}}
+
     async def anatomy(self, name: str) -> Anatomy:
         vm = await self.get(name)
         self._require(vm, State.RUNNING, State.PAUSED)

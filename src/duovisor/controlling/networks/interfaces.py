@@ -1,4 +1,4 @@
-"""The few requests that make a TAP and put it on a bridge, as ioctls; docs/decisions/016 says why these.
+"""The few requests that make a TAP and put it on a bridge, as ioctls; docs/decisions/018 says why these.
 
 Sources: Linux ``if_tun.h``, ``sockios.h``, netdevice(7). All raise ``OSError``.
 """

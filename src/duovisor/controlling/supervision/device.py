@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from duovisor.channel.page import Page
 from duovisor.controlling.errors import PartitionError
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 TAKEOVER_TIMEOUT_S = 2.0
 ENDING_TOGETHER_S = 1.0  # a driver that ends this long before its VMM ended because the VMM did
 SPARE_RETRY_S = 0.2
+COUNTERS_TIMEOUT_S = 0.5
+COUNTERS_MAX, COUNTER_NAME_MAX = 32, 40
 GREETING_POLL_S = 0.005
 DEAF_VMM = (
     "met a VMM that does not take the channel up again (QEMU before 9.0 gives a device up when a driver dies "
@@ -142,6 +144,16 @@ class DeviceSupervisor:
             last_pause_ms=self._last_pause_ms,
             reason=self.reason,
         )
+
+    async def read_counters(self) -> dict[str, int]:
+        """What the driver that serves has counted; empty if it counts nothing or does not answer at once."""
+        active = self.crew.active
+        if active is None or active.has_ended:
+            return {}
+        try:
+            return parse_counters(await active.request("status", timeout_s=COUNTERS_TIMEOUT_S))
+        except PartitionError:
+            return {}
 
     async def replace(self, *, latest: bool) -> Replacement:
         """Replace the driver by a new process, with the code that is on disk if ``latest``: drained, no loss.
@@ -410,6 +422,16 @@ class DeviceSupervisor:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._task = self._cable = None
+
+
+def parse_counters(status: dict[str, Any]) -> dict[str, int]:
+    """The counters of a device in its driver's answer, which is not trusted: few, and numbers."""
+    statistics = status.get("statistics")
+    counted = statistics.get("device") if isinstance(statistics, dict) else None
+    if not isinstance(counted, dict):
+        return {}
+    pairs = [(name, value) for name, value in counted.items() if type(value) is int and 0 <= value < 1 << 63]
+    return {str(name)[:COUNTER_NAME_MAX]: value for name, value in pairs[:COUNTERS_MAX]}
 
 
 def _describe_code(done: Replacement) -> str:

@@ -240,6 +240,12 @@ class VmManager:
             vm = await self._require_active(name, action)
             return await vm.find_device(device).replace(latest=latest)
 
+    async def read_counters(self, name: str) -> dict[str, dict[str, int]]:
+        """What the drivers of a VM have counted, by device; empty when it does not run."""
+        vm = self._host.find_by_name(name)
+        devices = vm.machine.devices if vm is not None else {}
+        return {device: await supervisor.read_counters() for device, supervisor in tuple(devices.items())}
+
     def console(self, name: str) -> Console:
         """A running VM's serial console, for any number of viewers. Raises ``WrongStateError``."""
         vm = self._host.find_by_name(name)

@@ -29,7 +29,8 @@ class DriverView(ApiModel):
     """A process that serves a device of a VM from outside the VMM, or stands by to do so.
 
     ``code`` names the driver's code; ``deaths`` and ``last_pause_ms`` are the device's since the VM started
-    or was adopted; ``reason``: why a device has failed.
+    or was adopted; ``reason``: why a device has failed; ``counters``: what the driver that serves has counted
+    since it does.
     """
 
     vm: str
@@ -45,6 +46,7 @@ class DriverView(ApiModel):
     reason: str
     resident_bytes: int | None
     cpu_s: float | None
+    counters: dict[str, int]
 
 
 class DriverList(ApiModel):
@@ -55,7 +57,11 @@ class DriverList(ApiModel):
 
 @router.get("", summary="List the drivers that run beside VMs")
 async def list_drivers(service: ServiceDep, _: Viewer) -> DriverList:
-    return DriverList(items=tuple([driver async for vm in iterate_vms(service) for driver in _drivers(vm)]))
+    items: list[DriverView] = []
+    async for vm in iterate_vms(service):
+        if vm.status.processes:
+            items += _drivers(vm, await service.manager.read_counters(vm.record.name))
+    return DriverList(items=tuple(items))
 
 
 Device = Annotated[str, Path(max_length=64, description="A device as `driver list` names it: disk0.")]
@@ -102,7 +108,7 @@ async def iterate_vms(service: Service) -> AsyncIterator[VmView]:
             return
 
 
-def _drivers(vm: VmView) -> list[DriverView]:
+def _drivers(vm: VmView, counters: dict[str, dict[str, int]]) -> list[DriverView]:
     drivers = []
     devices = {each.device: each for each in vm.status.drivers}
     for process in vm.status.processes:
@@ -126,6 +132,7 @@ def _drivers(vm: VmView) -> list[DriverView]:
                 reason=device.reason if device else "",
                 resident_bytes=usage.resident_bytes if usage else None,
                 cpu_s=usage.cpu_s if usage else None,
+                counters=counters.get(process.device, {}) if process.duty is Duty.ACTIVE else {},
             )
         )
     return drivers
