@@ -28,6 +28,7 @@ from duovisor.controlling.supervision.records import ignore_driver_events
 from duovisor.directories import Directories, find_directories
 from duovisor.hardware.capabilities import HostCapabilities, read_capabilities
 from duovisor.process import ProgramNotFoundError
+from duovisor.process_identity import read_children
 from duovisor.spec.loading import build_spec
 
 if TYPE_CHECKING:
@@ -93,9 +94,10 @@ def folders() -> Iterator[Directories]:
 
 def end_what_is_left(root: Path, processes: list[str]) -> None:
     """A test that failed half-way must not leave its VMs to the tests after it."""
-    for process in processes:
+    pids = [int(process.split(":")[0]) for process in processes]
+    for pid in [child for pid in pids for child in read_children(pid)] + pids:  # what is in a sandbox first
         with contextlib.suppress(ProcessLookupError):
-            os.kill(int(process.split(":")[0]), signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
     memory = root / "run/memory"
     if os.path.ismount(memory):
         subprocess.run(["umount", "--lazy", str(memory)], check=True)

@@ -1,4 +1,4 @@
-"""The kill benchmark, short: nothing lost, duplicated or corrupt; how long the guest waits is not judged here."""
+"""The kill benchmark, short: nothing lost, duplicated or corrupt; how long the guest waits is not judged."""
 
 from __future__ import annotations
 
