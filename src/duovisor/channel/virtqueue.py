@@ -200,6 +200,7 @@ class Virtqueue:
         """Mark each head in flight, add its chain to ``popped``, then read and check its descriptors.
 
         Three buffers in one indirect table make a ``Frame``, which is kept: a guest uses its buffers again.
+        One writable buffer alone, as network cards get them by the hundred, is read here.
         Every other chain is read by ``_load``, from a copy of its own.
         """
         chains, states, counters = self._chains, self._inflight_states, self._inflight_counters
@@ -226,7 +227,11 @@ class Virtqueue:
             address, length, flags = _HEAD(table, chain.table_place)
             place = address - origin
             if length != _FRAME_BYTES or flags != INDIRECT or place < 0 or place > table_limit:
-                self._load(chain)
+                if flags == WRITE and length and 0 <= place <= limit - length:
+                    chain.descriptors = (address, length, WRITE, 0)
+                    chain.set_buffers([], [view[place : place + length]])
+                else:
+                    self._load(chain)
                 continue
             (key,) = _FRAME(view, place)
             frame = frames.get(key)
