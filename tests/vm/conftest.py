@@ -95,7 +95,8 @@ def folders() -> Iterator[Directories]:
 def end_what_is_left(root: Path, processes: list[str]) -> None:
     """A test that failed half-way must not leave its VMs to the tests after it."""
     pids = [int(process.split(":")[0]) for process in processes]
-    for pid in [child for parent in pids for child in read_children(parent)] + pids:  # what is in a sandbox first
+    inside = [child for pid in pids for child in read_children(pid)]  # of sandboxes
+    for pid in inside + pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     memory = root / "run/memory"

@@ -105,6 +105,9 @@ class Stage:
     async def resume(self) -> None:
         self.paused = False
 
+    async def set_link(self, nic: str, *, up: bool) -> None:
+        raise AssertionError(f"{nic} is no network card")
+
     # what a test wants to know
 
     async def read(self, sector: int = 0) -> bytes:
