@@ -35,7 +35,7 @@ def start_shell(folder: Path, script: str, **options: bool) -> Process:
 
 async def wait_for_text(log: Path, text: str) -> None:
     async with asyncio.timeout(10):
-        while text not in log.read_text():  # noqa: ASYNC110  # a file tells nobody that it has grown
+        while text not in log.read_text():  # a file tells nobody that it has grown
             await asyncio.sleep(0.005)
 
 
