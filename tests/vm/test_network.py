@@ -13,20 +13,29 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.networks import BRIDGE, HOST, enter_network, list_ports, why_no_namespace
+from tests.unit.vms.killed_manager import NAME
+from tests.vm.test_adoption import adopting, run_service
 
 from duovisor.controlling.errors import NetworkError
+from duovisor.controlling.images.boot import add_image
+from duovisor.controlling.images.probe_client import connect_probe
 from duovisor.controlling.supervision.backoff import Backoff
 from duovisor.controlling.supervision.records import DeviceState
+from duovisor.spec.loading import build_spec
 from duovisor.spec.vm import Design
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
+    from duovisor.controlling.images.image import Image
     from duovisor.controlling.supervision.device import DeviceSupervisor
+    from duovisor.directories import Directories
 
     from .conftest import Guest
 
     Boot = Callable[..., Awaitable[Guest]]
+
+pytestmark = pytest.mark.vm
 
 DESIGNS = (Design.MONOLITHIC, Design.MICROKERNELIZED)
 TRANSFER_MIB = int(os.environ.get("DUOVISOR_TRANSFER_MIB", "96"))
@@ -211,6 +220,29 @@ async def test_a_card_that_is_given_up_has_no_link(boot: Boot) -> None:
     assert (await guest.output("sleep 0.2; cat /sys/class/net/eth0/carrier")).strip() == "0"
     await device.replace(latest=False)
     assert "0% packet loss" in await guest.output(f"ping -c 3 -W 5 {HOST}")
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+async def test_a_card_outlives_its_service(folders: Directories, probe_image: Image, design: Design) -> None:
+    document = {"name": NAME, "design": design, "memory_mib": 256, "nics": [{"bridge": BRIDGE}]}
+    await run_service(folders, build_spec(add_image(document, probe_image)))
+    port = folders.vms / NAME / "port0.sock"
+    ping = f"ping -c 3 -W 5 {HOST}"
+    async with connect_probe(port) as guest:
+        await guest.wait_booted(90)
+        done = await guest.run(f"killall udhcpc; ip addr add 10.77.0.2/24 dev eth0; {ping}", timeout_s=60)
+        assert b" 0% packet loss" in done.output  # nobody owns the VM now
+    async with adopting(folders) as manager:
+        if design is Design.MICROKERNELIZED:
+            counted = await manager.read_counters(NAME)
+            assert counted["nic0"]["sent_frames"] > 3
+            (driver,) = [each for each in (await manager.get(NAME)).status.drivers if each.device == "nic0"]
+            assert driver.pid is not None
+            os.kill(driver.pid, signal.SIGKILL)
+        async with connect_probe(port) as guest:
+            assert b" 0% packet loss" in (await guest.run(ping, timeout_s=60)).output
+        assert len(list_ports()) == 1
+        await manager.stop(NAME)
 
 
 async def test_a_bridge_that_is_missing(boot: Boot) -> None:
