@@ -8,9 +8,8 @@ from pathlib import Path
 
 import click
 
-TYPES = {"rng": 4, "input": 18, "i2c": 34, "gpio": 41}
-# virtio 1.2, sections 5.8.2 and 5.18.2: one queue for requests, one for what comes by itself
-QUEUES = {"input": 2, "gpio": 2}
+TYPES = {"rng": 4, "i2c": 34, "gpio": 41}
+QUEUES = {"gpio": 2}  # virtio 1.2, section 5.18.2: one for requests, one for what comes by itself
 
 _DRIVER = '''"""{name}: a driver for a virtio device of type {kind} (docs/write-a-driver.md)."""
 

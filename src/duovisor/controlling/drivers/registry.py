@@ -5,6 +5,7 @@ from __future__ import annotations
 from duovisor.controlling.drivers import block
 from duovisor.controlling.drivers.entropy import create_entropy_device
 from duovisor.controlling.drivers.failing import create_failing_device, create_parked_device
+from duovisor.controlling.drivers.faulty import create_faulty_device
 from duovisor.controlling.drivers.formatted import create_formatted_device
 from duovisor.controlling.drivers.net import create_dropping_net, create_net_device, create_parked_net
 from duovisor.controlling.drivers.options import parse_block_options
@@ -32,6 +33,7 @@ DRIVERS: dict[str, CreateDevice] = {
     "block": create_storage_device,
     "failing-block": create_failing_device,
     "parked-block": create_parked_device,
+    "faulty-block": create_faulty_device,
     "net": create_net_device,
     "failing-net": create_dropping_net,
     "parked-net": create_parked_net,

@@ -274,6 +274,19 @@ class DeviceSupervisor:
             active = self.crew.active
             if active is not None and not active.died_at:
                 self._spare_from = time.monotonic() + SPARE_RETRY_S
+                await self._end_if_deaf(active)
+
+    async def _end_if_deaf(self, active: Seat) -> None:
+        """A driver that hangs before it has a spare hears no order either: nobody else would notice."""
+        if not self.plan.hang_s:
+            return
+        try:
+            await active.request("status", timeout_s=self.plan.hang_s)
+        except PartitionError:
+            if not active.has_ended and not active.died_at:
+                active.hung_because = f"it answered no order for {self.plan.hang_s:g} s"
+                self.tell(DriverEventKind.HUNG, f"{active.describe()}: {active.hung_because}; it is ended")
+                await active.process.kill()
 
     # Succession
 

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from duovisor.spec.vm import DeviceSpec, VirtualMachineSpec
 
 ENTROPY = 4  # virtio 1.2, section 5: device types
-# The types that QEMU 7.2 to 10 carry over vhost-user to a driver of any kind. These models know virtio 1 only
-# and have no property that says so. A generic one (vhost-user-device-pci) exists, but not for users.
+# The types that QEMU 7.2 to 10 carry over vhost-user to a driver of any kind (input only under KVM).
+# These models know virtio 1 only and have no property that says so. A generic one (vhost-user-device-pci)
+# exists, but not for users.
 MODELS = {
     ENTROPY: "vhost-user-rng-pci",
-    18: "vhost-user-input-pci",
     34: "vhost-user-i2c-pci",
     41: "vhost-user-gpio-pci",
 }
