@@ -188,7 +188,7 @@ class DeviceSupervisor:
     async def _hand_over(self, old: Seat, factory: PartitionFactory, driver: str = "") -> tuple[Seat, float]:
         """Let a spare go on where ``old`` stops; returns it, and how long nobody served, in milliseconds."""
         spare = self.crew.spare
-        if spare is None or spare.has_ended or spare.code != self.plan.code_of(factory.code):
+        if driver or spare is None or spare.has_ended or spare.code != self.plan.code_of(factory.code):
             await self.crew.dismiss_spare()
             spare = await self.crew.stand_by(factory, driver)
         began = time.monotonic()
