@@ -135,7 +135,8 @@ class Crew:
         """End all partitions and close what they shared."""
         for seat in self._all():
             await seat.stop()
-            self._remove_socket(seat)
+        for path in self._host.run_dir.glob(f"{self.plan.device}.*.control"):
+            path.unlink(missing_ok=True)  # also of one that was just being dismissed
         self.close_shared()
 
     async def detach(self) -> None:
