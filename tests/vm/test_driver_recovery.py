@@ -192,7 +192,7 @@ async def test_a_device_that_is_given_up_reports_errors(boot: Boot, scratch: Pat
     assert "the guest is told of errors" in (await story.wait(KINDS.FAILED)).message
     assert guest.machine.vmm.state is State.RUNNING
     done = await guest.probe.run("dd if=/dev/vda of=/dev/null bs=4k count=1 iflag=direct", timeout_s=30)
-    assert b"I/O error" in done.output
+    assert b"Input/output error" in done.output
     await device.replace(latest=False)
     assert await run_verify(guest.probe, "/dev/vda", size_mib=4) == "ok"
 
