@@ -102,7 +102,7 @@ def test_microkernelized_vmm_is_let_to_kvm_by_its_group(reports: Reports) -> Non
 def test_images_are_in_the_driver_partitions(reports: Reports) -> None:
     processes = reports.find("anatomy", Design.MICROKERNELIZED)["anatomy"]["processes"]
     drivers = [process for process in processes if process["role"] == "storage driver"]
-    assert len(drivers) == 2, processes  # the scratch disk's and the tools disk's
+    assert len(drivers) == 4, processes  # the scratch and the tools disk's, each with its spare
     for driver in drivers:
         assert [access for access in driver["host_access"] if access.startswith("image ")], driver
         assert "device /dev/kvm" not in driver["host_access"]

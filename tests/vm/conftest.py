@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -85,7 +86,10 @@ def folders() -> Iterator[Directories]:
     yield directories
     left = [str(path) for path in sorted(root.glob("run/vms/*"))]
     left += [line for line in Path("/proc/mounts").read_text().splitlines() if str(root) in line]
-    processes = find_processes(root)
+    for _ in range(50):  # the factory of a service that was killed is about to end
+        if not (processes := find_processes(root)):
+            break
+        time.sleep(0.1)
     left += processes
     end_what_is_left(root, processes)
     shutil.rmtree(root, ignore_errors=True)

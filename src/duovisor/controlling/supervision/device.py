@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from duovisor.channel.page import Page
 from duovisor.controlling.errors import PartitionError
-from duovisor.controlling.supervision.backoff import Backoff
+from duovisor.controlling.supervision.backoff import FRUITFUL_S, Backoff
 from duovisor.controlling.supervision.crew import SERVING_TIMEOUT_S, Crew
 from duovisor.controlling.supervision.records import (
     DeviceState,
@@ -300,7 +300,8 @@ class DeviceSupervisor:
             delay_s = self._count_death(dead)
             await self.crew.bury(dead)
             await self.crew.seat_active(spare)
-            self._spare_from = time.monotonic() + (delay_s or 0.0)
+            # without patience left there is no spare until this one has shown that it lives
+            self._spare_from = time.monotonic() + (FRUITFUL_S if delay_s is None else delay_s)
             self._recovered(spare, dead.died_at, "the spare took over")
             return
         if await self._host.wait_ended(timeout_s=ENDING_TOGETHER_S if dead.process.returncode == 0 else 0.0):
