@@ -7,6 +7,7 @@ import contextlib
 import os
 import random
 import signal
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     Boot = Callable[..., Awaitable[Guest]]
 
 KINDS = DriverEventKind
+LEAKS_ONLY = 3  # qemu-img(1): space that is allocated and not used, which a kill may leave
 
 
 class Story:
@@ -236,4 +238,5 @@ async def test_a_qcow2_disk_whose_driver_and_format_process_are_killed(
     assert (await guest.output("dmesg | grep -ciE 'I/O error|reset|is not a head' || true")).strip() == "0"
     assert await guest.machine.shut_down()
     await guest.machine.clean_up()
-    run(["qemu-img", "check", "-q", "-f", "qcow2", str(qcow2)])
+    checked = subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", str(qcow2)], check=False)
+    assert checked.returncode in (0, LEAKS_ONLY)
