@@ -11,39 +11,18 @@ import mmap
 import os
 
 from duovisor.channel import features as bits
-from duovisor.channel.connection import Connection, request_name
 from duovisor.channel.dirty_log import PAGE_BYTES
 from duovisor.channel.errors import ProtocolError
+from duovisor.channel.frontend_link import FrontEndLink
 from duovisor.channel.frontend_queue import FrontEndQueue, ring_bytes
-from duovisor.channel.inflight import map_inflight
-from duovisor.channel.messages import (
-    FLAG_NEED_REPLY,
-    FLAG_REPLY,
-    InflightDescription,
-    RegionDescription,
-    Request,
-    VringAddress,
-    build_config,
-    build_inflight,
-    build_log,
-    build_memory_region,
-    build_memory_table,
-    build_u64,
-    build_vring_address,
-    build_vring_state,
-    parse_config,
-    parse_inflight,
-    parse_u64,
-    parse_vring_state,
-)
+from duovisor.channel.messages import RegionDescription, VringAddress
 from duovisor.channel.virtqueue import VRING_FLAG_LOG
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Sequence
 
-    from duovisor.channel.connection import Message
+    from duovisor.channel.frontend_link import Inflight
 
 GUEST_START = 0x100000
 USER_START = 0x7F0000000000
@@ -84,13 +63,12 @@ class FrontEnd:
         ]
         self.queue_size = queue_size
         self.features = 0
-        self.protocol_features = 0
         self.timeout_s = timeout_s
         self._wanted_features = features
         self._wanted_protocol_features = protocol_features
         self._allocated = 0
-        self._inflight: tuple[int, InflightDescription] | None = None
-        self._connection: Connection | None = None
+        self._inflight: Inflight | None = None
+        self._link: FrontEndLink | None = None
         self._log: tuple[int, mmap.mmap] | None = None
         self._negotiated = False
         self.queues = [self._make_queue(index) for index in range(queues)]
@@ -117,26 +95,38 @@ class FrontEnd:
 
     # Connection
 
+    @property
+    def link(self) -> FrontEndLink:
+        """The connection to the back end; raises ``ProtocolError`` while there is none."""
+        if self._link is None:
+            raise ProtocolError("no back end is connected")
+        return self._link
+
+    @property
+    def protocol_features(self) -> int:
+        """What was agreed on with the back end that is connected; 0 without one."""
+        return self._link.protocol_features if self._link is not None else 0
+
     def connect(self, connected: socket.socket) -> None:
         """Set up a back end and start its queues; raises ``ChannelError`` when it breaks the protocol."""
         self.disconnect()
-        self._connection = Connection(connected)
-        self._request(Request.SET_OWNER)
-        self._negotiate()
+        self._link = link = FrontEndLink(connected, self.timeout_s)
+        self._choose_features(link.negotiate(self._wanted_protocol_features, len(self.queues)))
+        link.set_features(self.features)
         self._set_inflight()
-        self._set_memory()
+        link.set_memory(self.regions, (self.memory_descriptor,) * len(self.regions))
         for queue in self.queues:
             self._start_queue(queue)
 
     def disconnect(self) -> None:
         """Close the connection as a VMM that ends does; what is in flight stays so."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        if self._link is not None:
+            self._link.close()
+            self._link = None
 
     def stop(self) -> list[int]:
         """Stop all queues in an orderly way; return the available index of each."""
-        return [self._stop_queue(queue.index) for queue in self.queues]
+        return [self.link.stop_queue(queue.index) for queue in self.queues]
 
     def resume(self) -> None:
         """Start the queues again after ``stop``, on the same connection."""
@@ -166,16 +156,11 @@ class FrontEnd:
 
     def get_config(self, offset: int, size: int) -> bytes:
         """Read the device's configuration space."""
-        answer = parse_config(self._ask(Request.GET_CONFIG, build_config(offset, 0, bytes(size))))
-        if (answer[0], len(answer[2])) != (offset, size):
-            raise ProtocolError(
-                f"the back end answers with {len(answer[2])} bytes of configuration, not {size}"
-            )
-        return answer[2]
+        return self.link.get_config(offset, size)
 
     def set_config(self, offset: int, data: bytes, flags: int = 0) -> None:
         """Write to the device's configuration space."""
-        self._request(Request.SET_CONFIG, build_config(offset, flags, data))
+        self.link.set_config(offset, data, flags)
 
     # Dirty log
 
@@ -186,12 +171,10 @@ class FrontEnd:
             os.close(self._log[0])
         descriptor = make_memory_file("duovisor-log", size)
         self._log = (descriptor, mmap.mmap(descriptor, size))
-        answer = self._ask(Request.SET_LOG_BASE, build_log(size, 0), (descriptor,))
-        if len(answer) not in (0, 8):  # the specification does not say what is in it
-            raise ProtocolError(f"the back end answers SET_LOG_BASE with {len(answer)} bytes")
-        self._request(Request.SET_FEATURES, build_u64(self.features | bits.LOG_ALL))
+        self.link.set_log(size, descriptor)
+        self.link.set_features(self.features | bits.LOG_ALL)
         for queue in self.queues:
-            self._set_address(queue)
+            self.link.set_address(self._address(queue))
 
     def take_dirty_pages(self) -> set[int]:
         """Numbers of the guest pages written since the last call; clears them.
@@ -213,16 +196,7 @@ class FrontEnd:
 
     # Set-up
 
-    def _negotiate(self) -> None:
-        offered = parse_u64(self._ask(Request.GET_FEATURES))
-        if offered & bits.PROTOCOL_FEATURES:
-            available = parse_u64(self._ask(Request.GET_PROTOCOL_FEATURES))
-            self.protocol_features = available & self._wanted_protocol_features
-            self._request(Request.SET_PROTOCOL_FEATURES, build_u64(self.protocol_features))
-        if self.protocol_features & bits.PROTOCOL_MQ:
-            possible = parse_u64(self._ask(Request.GET_QUEUE_NUM))
-            if possible < len(self.queues):
-                raise ProtocolError(f"the back end has {possible} queues; {len(self.queues)} are wanted")
+    def _choose_features(self, offered: int) -> None:
         features = offered & self._wanted_features
         if not self._negotiated:
             self.features = features
@@ -231,64 +205,22 @@ class FrontEnd:
                 queue.set_features(features)
         elif self.features & ~features:
             raise ProtocolError(f"the successor lacks features {self.features & ~features:#x}")
-        self._request(Request.SET_FEATURES, build_u64(self.features))
 
     def _set_inflight(self) -> None:
-        if not self.protocol_features & bits.PROTOCOL_INFLIGHT_SHMFD:
-            return
         if self._inflight is None:
-            wanted = InflightDescription(0, 0, len(self.queues), self.queue_size)
-            self._send(Request.GET_INFLIGHT_FD, build_inflight(wanted))
-            message = self._receive(Request.GET_INFLIGHT_FD)
-            try:
-                description = parse_inflight(message.payload)
-                message.expect_descriptors(1)
-                self._check_inflight(description, message.descriptors[0])
-                self._inflight = (message.take_descriptor(), description)
-            finally:
-                message.close()
-        descriptor, description = self._inflight
-        self._request(Request.SET_INFLIGHT_FD, build_inflight(description), (descriptor,))
-
-    def _check_inflight(self, description: InflightDescription, descriptor: int) -> None:
-        """A log that no successor could use must not be kept: the device would never come up again."""
-        if (description.queues, description.queue_size) != (len(self.queues), self.queue_size):
-            raise ProtocolError(
-                f"the back end's in-flight log is for {description.queues} queues of {description.queue_size}"
-            )
-        map_inflight(description, descriptor, len(self.queues))
-
-    def _set_memory(self) -> None:
-        descriptors = (self.memory_descriptor,) * len(self.regions)
-        if self.protocol_features & bits.PROTOCOL_CONFIGURE_MEM_SLOTS:
-            slots = parse_u64(self._ask(Request.GET_MAX_MEM_SLOTS))
-            if slots < len(self.regions):
-                raise ProtocolError(f"the back end takes {slots} memory regions, not {len(self.regions)}")
-            for region in self.regions:
-                self._request(Request.ADD_MEM_REG, build_memory_region(region), descriptors[:1])
-        else:
-            self._request(Request.SET_MEM_TABLE, build_memory_table(self.regions), descriptors)
+            self._inflight = self.link.get_inflight(len(self.queues), self.queue_size)
+        if self._inflight is not None:
+            self.link.set_inflight(self._inflight)
 
     def _start_queue(self, queue: FrontEndQueue) -> None:
-        index = queue.index
-        self._request(Request.SET_VRING_NUM, build_vring_state(index, queue.size))
-        self._request(Request.SET_VRING_BASE, build_vring_state(index, queue.last_used))
-        self._set_address(queue)
-        self._request(Request.SET_VRING_KICK, build_u64(index), (queue.kick_descriptor,))
-        self._request(Request.SET_VRING_CALL, build_u64(index), (queue.call_descriptor,))
+        self.link.start_queue(
+            self._address(queue), queue.size, queue.last_used, queue.kick_descriptor, queue.call_descriptor
+        )
         if self.features & bits.PROTOCOL_FEATURES:
-            self._request(Request.SET_VRING_ENABLE, build_vring_state(index, 1))
+            self.link.enable_queue(queue.index)
 
-    def _stop_queue(self, index: int) -> int:
-        answer = parse_vring_state(self._ask(Request.GET_VRING_BASE, build_vring_state(index, 0)))
-        if answer[0] != index or answer[1] > 0xFFFF:
-            raise ProtocolError(
-                f"the back end says that queue {answer[0]} is at {answer[1]}, asked for {index}"
-            )
-        return answer[1]
-
-    def _set_address(self, queue: FrontEndQueue) -> None:
-        address = VringAddress(
+    def _address(self, queue: FrontEndQueue) -> VringAddress:
+        return VringAddress(
             queue.index,
             VRING_FLAG_LOG if self._log is not None else 0,
             self._user_address(queue.guest_address),
@@ -296,39 +228,3 @@ class FrontEnd:
             self._user_address(queue.available_address),
             queue.used_address,
         )
-        self._request(Request.SET_VRING_ADDR, build_vring_address(address))
-
-    # Messages
-
-    def _send(
-        self, request: Request, payload: bytes, descriptors: Sequence[int] = (), flags: int = 0
-    ) -> None:
-        if self._connection is None:
-            raise ProtocolError("no back end is connected")
-        self._connection.send(request, payload, flags, tuple(descriptors))
-
-    def _receive(self, request: Request) -> Message:
-        if self._connection is None:
-            raise ProtocolError("no back end is connected")
-        message = self._connection.wait(self.timeout_s)
-        if message.request != request or not message.flags & FLAG_REPLY:
-            message.close()
-            raise ProtocolError(f"the back end answers {request.name} with {request_name(message.request)}")
-        return message
-
-    def _ask(self, request: Request, payload: bytes = b"", descriptors: Sequence[int] = ()) -> bytes:
-        """Send a request that has an answer of its own."""
-        self._send(request, payload, descriptors)
-        message = self._receive(request)
-        message.close()
-        return message.payload
-
-    def _request(self, request: Request, payload: bytes = b"", descriptors: Sequence[int] = ()) -> None:
-        """Send a request and, where that was negotiated, wait for its acknowledgement."""
-        acknowledged = bool(self.protocol_features & bits.PROTOCOL_REPLY_ACK)
-        self._send(request, payload, descriptors, FLAG_NEED_REPLY if acknowledged else 0)
-        if acknowledged:
-            message = self._receive(request)
-            message.close()
-            if parse_u64(message.payload):
-                raise ProtocolError(f"the back end refuses {request.name}")

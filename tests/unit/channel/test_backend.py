@@ -234,7 +234,7 @@ def test_a_reset_stops_the_queues_and_keeps_their_place(
 ) -> None:
     """QEMU 7.2 sets the status to 0 before it asks for the base, when a VM is paused or migrates."""
     assert ask(front, b"one") == b"eno"
-    front._request(request_number, build_u64(0) if request_number is Request.SET_STATUS else b"")
+    front.link.request(request_number, build_u64(0) if request_number is Request.SET_STATUS else b"")
     assert isinstance(running.device, EchoDevice)
     assert running.device.resets == resets
     assert front.stop() == [1, 0]
@@ -248,8 +248,8 @@ def test_a_reset_stops_the_queues_and_keeps_their_place(
 
 
 def test_status_is_remembered(front: FrontEnd) -> None:
-    front._request(Request.SET_STATUS, build_u64(0xF))
-    assert front._ask(Request.GET_STATUS) == build_u64(0xF)
+    front.link.request(Request.SET_STATUS, build_u64(0xF))
+    assert front.link.ask(Request.GET_STATUS) == build_u64(0xF)
 
 
 # Bad guests
@@ -257,7 +257,7 @@ def test_status_is_remembered(front: FrontEnd) -> None:
 
 def test_a_broken_queue_rests_and_the_other_goes_on(front: FrontEnd, running: RunningBackend) -> None:
     error = os.eventfd(0, os.EFD_NONBLOCK)
-    front._request(Request.SET_VRING_ERR, build_u64(0), (error,))
+    front.link.request(Request.SET_VRING_ERR, build_u64(0), (error,))
     EchoRequest(front, b"!").submit()
     assert select.select([error], [], [], 5)[0] == [error]
     os.close(error)
