@@ -100,9 +100,9 @@ def _check_vm(folder: Path, vm: Document, description: MachineDescription) -> li
     for process in description.processes:
         if not is_living(process.identity):
             found.append(f"{name} is {status['state']}; its {process.role} {process.identity} has ended")
-    sockets = {path.stem for path in folder.glob("*.sock")}
-    if sockets != {*description.plan.sockets}:
-        found.append(f"{name} has the sockets {sockets}, not {description.plan.sockets}")
+    sockets = {path.stem for path in folder.glob("*/*.sock")}
+    if sockets != {*description.current.plan.sockets}:
+        found.append(f"{name} has the sockets {sockets}, not {description.current.plan.sockets}")
     return found
 
 
@@ -122,15 +122,19 @@ def _descendants(pid: int) -> set[int]:
     return set(children).union(*map(_descendants, children))
 
 
+def _folder(directories: Directories, machine: MachineDescription) -> Path:
+    return directories.vms / machine.spec.name / str(machine.current.number)
+
+
 def _check_sockets(directories: Directories, known: dict[str, MachineDescription]) -> list[str]:
     """Listening Unix sockets, whether their files are there or not."""
     expected = {str(directories.runtime / "duovisord.sock")}
     expected |= {
-        str(directories.vms / name / f"{socket}.sock") for name, each in known.items()
-        for socket in each.plan.sockets
+        str(_folder(directories, each) / f"{socket}.sock") for each in known.values()
+        for socket in each.current.plan.sockets
     }  # fmt: skip
     expected |= {
-        str(directories.vms / name / process.control) for name, each in known.items()
+        str(_folder(directories, each) / process.control) for each in known.values()
         for process in each.processes if process.control
     }  # fmt: skip
     lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]

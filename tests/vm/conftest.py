@@ -144,7 +144,7 @@ async def boot(
             machine = await stack.enter_async_context(start_machine(spec, capabilities, folders, tell=tell))
             probe = await stack.enter_async_context(connect_probe(machine.port_path(PORT_NAME)))
             waiting = asyncio.create_task(probe.wait_booted(BOOT_TIMEOUT_S))
-            lost = asyncio.create_task(machine.wait_device_lost())
+            lost = asyncio.create_task(machine.current.wait_device_lost())
             done, _ = await asyncio.wait({waiting, lost}, return_when=asyncio.FIRST_COMPLETED)
             lost.cancel()
             if waiting not in done:

@@ -112,7 +112,7 @@ async def test_a_successor_adopts(
     spec = build_probe_vm(design, probe_image, scratch)
     before = await run_service(folders, spec)
     assert (before.state, len(before.drivers)) == (State.RUNNING, 2 if design == "microkernelized" else 0)
-    port = folders.vms / NAME / "port0.sock"
+    port = folders.vms / NAME / "current/port0.sock"
     assert spec.ports == (PORT_NAME,)
     async with connect_probe(port) as guest:
         await guest.wait_booted(90)  # nobody owns the VM now, and it runs

@@ -289,7 +289,7 @@ def test_a_signal_during_the_start_leaves_nothing(host: Host) -> None:
     write_qemu(host, f"echo begun > {host.root}/begun; exec sleep 600")
     program = host.start("run", "--design", "monolithic")
     deadline = time.monotonic() + START_TIMEOUT_S
-    while not (host.root / "runtime/vms/vm/qmp.sock").exists() and time.monotonic() < deadline:
+    while not (host.root / "runtime/vms/vm/1/qmp.sock").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.2)
     program.send_signal(signal.SIGTERM)

@@ -201,9 +201,9 @@ async def test_a_paused_vm_keeps_its_buffers(boot: Boot) -> None:
     for _ in range(3):
         await guest.machine.vmm.pause()
         await guest.machine.vmm.resume()
-        await guest.machine.set_link("nic0", up=False)
+        await guest.machine.current.set_link("nic0", up=False)
         assert (await guest.output("sleep 0.2; cat /sys/class/net/eth0/carrier")).strip() == "0"
-        await guest.machine.set_link("nic0", up=True)
+        await guest.machine.current.set_link("nic0", up=True)
         await download(guest, 4)
 
 
@@ -226,7 +226,7 @@ async def test_a_card_that_is_given_up_has_no_link(boot: Boot) -> None:
 async def test_a_card_outlives_its_service(folders: Directories, probe_image: Image, design: Design) -> None:
     document = {"name": NAME, "design": design, "memory_mib": 256, "nics": [{"bridge": BRIDGE}]}
     await run_service(folders, build_spec(add_image(document, probe_image)))
-    port = folders.vms / NAME / "port0.sock"
+    port = folders.vms / NAME / "current/port0.sock"
     ping = f"ping -c 3 -W 5 {HOST}"
     async with connect_probe(port) as guest:
         await guest.wait_booted(90)

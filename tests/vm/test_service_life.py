@@ -76,7 +76,7 @@ def way(request: pytest.FixtureRequest, host: ServiceHost, probe_image: Image) -
 async def reach_guest(host: ServiceHost, name: str, image: Image) -> AsyncIterator[ProbeClient]:
     """The guest of a VM, which has booted."""
     ports = build_document(image)["ports"]
-    path = host.directories.vms / name / f"{port_socket(ports.index(PORT_NAME))}.sock"
+    path = host.directories.vms / name / "current" / f"{port_socket(ports.index(PORT_NAME))}.sock"
     async with connect_probe(path) as guest:
         await guest.wait_booted(BOOT_TIMEOUT_S)
         yield guest

@@ -75,11 +75,11 @@ async def test_each_descriptor_is_accounted_for(guest: Guest) -> None:
         target, status = os.readlink(link), link.stat()
         if stat.S_ISSOCK(status.st_mode):
             path = sockets.get(target.removeprefix("socket:[").removesuffix("]"), "not a Unix socket")
-            known = Path(path).parent == run_dir
+            known = Path(path).parent == run_dir / "1"
         elif (status.st_dev, status.st_ino) == (memory.st_dev, memory.st_ino):
             memory_files += 1
             known = True
-        elif target in (str(run_dir / "vmm.log"), str(run_dir / "console.log")):
+        elif target in (str(run_dir / "1/vmm.log"), str(run_dir / "console.log")):
             known = link.lstat().st_mode & 0o600 == 0o200  # open for writing alone
         else:
             known = bool(KERNEL_OBJECTS.fullmatch(target)) or target.startswith("/memfd:duovisor-")

@@ -73,7 +73,7 @@ def measure_design(
 def find_port(client: ServiceClient, spec: VirtualMachineSpec) -> Path:
     """Where the socket of the guest's port will be."""
     folder = Path(client.get("/v1/service")["runtime_folder"])
-    return folder / "vms" / spec.name / f"{port_socket(spec.ports.index(PORT_NAME))}.sock"
+    return folder / "vms" / spec.name / "current" / f"{port_socket(spec.ports.index(PORT_NAME))}.sock"
 
 
 async def unless_lost(work: Coroutine[Any, Any, T], events: EventStream, vm: str) -> T:

@@ -86,35 +86,63 @@ class PlanDescription(BaseModel):
     bound: tuple[str, ...] = ()
 
 
-class MachineDescription(BaseModel):
-    """A VM that runs, or was about to, as its owner sees it; once it runs, the VMM is its first process.
+class IncarnationDescription(BaseModel):
+    """One VMM of a VM with what serves its devices, in the folder ``number`` of the run folder.
 
-    ``uuid`` is empty for a VM in the foreground.
+    ``spec`` is the VM's, with the design of this incarnation. Once it runs, the VMM is its first process.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    number: int
+    spec: VirtualMachineSpec
+    plan: PlanDescription
+    processes: tuple[ProcessDescription, ...] = ()
+
+
+class MachineDescription(BaseModel):
+    """A VM that runs, or was about to, as its owner sees it.
+
+    ``uuid`` is empty for a VM in the foreground. There is a ``successor`` while the VM moves to another VMM;
+    ``decided``: the successor was about to be told to let the processors go.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     uuid: str
     phase: Phase
-    spec: VirtualMachineSpec
     accelerator: Accelerator
     accelerator_reason: str
     owner_pid: int
     memory_file: str
     started_at: float  # seconds since 1970
-    plan: PlanDescription
-    processes: tuple[ProcessDescription, ...] = ()
+    current: IncarnationDescription
+    successor: IncarnationDescription | None = None
+    decided: bool = False
 
-    def build_plan(self) -> LaunchPlan:
+    @property
+    def spec(self) -> VirtualMachineSpec:
+        return self.current.spec
+
+    @property
+    def processes(self) -> tuple[ProcessDescription, ...]:
+        return self.current.processes
+
+    @property
+    def incarnations(self) -> tuple[IncarnationDescription, ...]:
+        """The one that runs, and its successor if there is one."""
+        return (self.current,) if self.successor is None else (self.current, self.successor)
+
+    def build_plan(self, incarnation: IncarnationDescription) -> LaunchPlan:
         """The launch plan as it was carried out; its sandbox is up and no longer planned."""
         return LaunchPlan(
             name=self.spec.name,
-            design=self.spec.design,
+            design=incarnation.spec.design,
             accelerator=self.accelerator,
-            argv=self.plan.argv,
-            sockets=self.plan.sockets,
-            channels=self.plan.channels,
-            bound=self.plan.bound,
+            argv=incarnation.plan.argv,
+            sockets=incarnation.plan.sockets,
+            channels=incarnation.plan.channels,
+            bound=incarnation.plan.bound,
             memory_file=Path(self.memory_file),
             memory_mib=self.spec.memory_mib,
             sandbox=None,
@@ -150,7 +178,7 @@ def find_program(process: ProcessDescription) -> ProcessDescription:
 
 def is_alive(machine: MachineDescription) -> bool:
     """Whether any process of the machine is there."""
-    return any(is_living(process.identity) for process in machine.processes)
+    return any(is_living(process.identity) for each in machine.incarnations for process in each.processes)
 
 
 def write_description(folder: Path, machine: MachineDescription) -> None:

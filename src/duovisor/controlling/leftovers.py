@@ -16,7 +16,11 @@ from duovisor.controlling.errors import NameInUseError
 from duovisor.process_identity import is_living
 
 if TYPE_CHECKING:
-    from duovisor.controlling.description import MachineDescription, ProcessDescription
+    from duovisor.controlling.description import (
+        IncarnationDescription,
+        MachineDescription,
+        ProcessDescription,
+    )
     from duovisor.controlling.run_folder import RunFolder
 
 
@@ -29,7 +33,7 @@ def adopt_process(found: ProcessDescription, run_dir: Path) -> process.Process |
 
 def can_go_on(machine: MachineDescription) -> bool:
     """Whether the VM came to run, was meant to outlive its owner, and its VMM lives."""
-    vmms = [each for each in machine.processes if each.is_vmm]
+    vmms = [each for incarnation in machine.incarnations for each in incarnation.processes if each.is_vmm]
     return bool(machine.uuid) and machine.phase is Phase.RUNNING and any(is_living(v.identity) for v in vmms)
 
 
@@ -50,12 +54,18 @@ async def claim(folder: RunFolder) -> None:
 async def undo(folder: RunFolder, left: MachineDescription | None) -> None:
     """End what is left of a VM and empty its run folder; the folder itself stays, and is ours."""
     if left is not None:
-        # the VMM first: with it gone the others end by themselves, and none takes that for a crash
-        for found in sorted(left.processes, key=lambda each: not each.is_vmm):
-            running = adopt_process(found, folder.path)
-            if running is not None:
-                await running.kill()
+        for incarnation in left.incarnations:
+            await end_processes(incarnation, folder.path / str(incarnation.number))
     await asyncio.to_thread(_remove_files, folder.path, left)
+
+
+async def end_processes(left: IncarnationDescription, run_dir: Path) -> None:
+    """End what is left of an incarnation, whose folder is ``run_dir``."""
+    # the VMM first: with it gone the others end by themselves, and none takes that for a crash
+    for found in sorted(left.processes, key=lambda each: not each.is_vmm):
+        running = adopt_process(found, run_dir)
+        if running is not None:
+            await running.kill()
 
 
 def _remove_files(folder: Path, left: MachineDescription | None) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from duovisor.controlling.disk_files import OpenDisk
     from duovisor.controlling.machine_drivers import OpenDevice
+    from duovisor.controlling.machine_place import Place
     from duovisor.hardware.accelerator import AcceleratorDecision
     from duovisor.hardware.capabilities import HostCapabilities
     from duovisor.hypervisor.plan import LaunchPlan
@@ -53,17 +54,20 @@ class CheckedStart(NamedTuple):
     chains: tuple[tuple[ImageFile, ...], ...]
     devices: tuple[OpenDevice, ...]
 
-    def build_plan(self, run_dir: Path, memory_file: Path) -> LaunchPlan:
-        """The launch plan; for UEFI, the VM's copy of the variables is made in ``run_dir``."""
+    def build_plan(self, run_dir: Path, place: Place) -> LaunchPlan:
+        """The launch plan of a VMM with the folder ``run_dir``.
+
+        For UEFI, the VM's copy of the variables is made in its run folder.
+        """
         qemu_path, qemu = self.capabilities.require_qemu()
         uefi_code, uefi_template = find_ovmf()
         sandboxed = self.spec.design is Design.MICROKERNELIZED
         owner = uid_of(self.spec.name) if self.tools.as_root and sandboxed else None
         paths = VmmPaths(
             qemu=qemu_path,
-            memory_file=memory_file,
+            memory_file=place.memory_file,
             uefi_code=uefi_code,
-            uefi_vars=copy_uefi_variables(self.spec, uefi_template, run_dir / "uefi-vars.fd", owner),
+            uefi_vars=copy_uefi_variables(self.spec, uefi_template, place.run_dir / "uefi-vars.fd", owner),
             block_devices=self.block_devices,
             chains=self.chains,
             device_types=tuple(device.device_type for device in self.devices),

@@ -1,7 +1,8 @@
 """One running VMM process: carries out a launch plan and follows the machine's life.
 
 The order of a start matters: ``prepare`` binds the sockets, so that drivers may connect; ``launch`` starts
-the process, which waits for its drivers; ``run`` greets it over QMP and lets the processors go.
+the process, which waits for its drivers; ``run`` greets it over QMP and lets the processors go. Between
+``greet`` and ``go`` one that succeeds another is given that one's state.
 ``detach`` leaves it running, and ``adopt`` takes over what another process left so.
 """
 
@@ -16,14 +17,13 @@ from typing import TYPE_CHECKING, Any
 from duovisor import process
 from duovisor.hypervisor.errors import HypervisorError, QmpTimeoutError, VmmGoneError, VmmStartError
 from duovisor.hypervisor.lifecycle import ENDED, Lifecycle, State
-from duovisor.hypervisor.memory import create_memory_file
 from duovisor.hypervisor.qemu.console import CONSOLE_LOG, QMP_SOCKET
 from duovisor.hypervisor.qemu.nics import nic_backend
 from duovisor.hypervisor.qmp import Qmp
 from duovisor.sandbox import build_sandbox_argv
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import AsyncIterator, Collection, Iterator, Mapping
     from pathlib import Path
 
     from duovisor.hypervisor.plan import LaunchPlan
@@ -69,18 +69,21 @@ class Vmm:
     def state(self) -> State:
         return self.lifecycle.state
 
+    @property
+    def owner(self) -> int | None:
+        """The uid under which a sandboxed VMM runs; ``None``: as this process."""
+        sandbox = self.plan.sandbox
+        return sandbox.uid if sandbox and self._tools and self._tools.as_root else None
+
     def socket_path(self, name: str) -> Path:
         """Where the plan's socket ``name`` is bound."""
         folder = self.run_dir / CHANNELS if name in self.plan.bound else self.run_dir
         return folder / f"{name}.sock"
 
     def prepare(self) -> None:
-        """Make the memory file and bind the sockets. Raises ``HypervisorError``; ``clean_up`` undoes it."""
-        sandbox = self.plan.sandbox
-        owner = sandbox.uid if sandbox and self._tools and self._tools.as_root else None
-        create_memory_file(self.plan.memory_file, self.plan.memory_mib, owner)
+        """Bind the sockets; the memory file is there. Raises ``HypervisorError``; ``clean_up`` undoes it."""
         if self.plan.bound:
-            create_channels_folder(self.run_dir / CHANNELS, owner)
+            create_channels_folder(self.run_dir / CHANNELS, self.owner)
         for name in self.plan.sockets:
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self._listeners[name] = listener
@@ -129,21 +132,37 @@ class Vmm:
 
     async def run(self) -> None:
         """Greet the VMM and start the processors. Raises ``VmmStartError`` with its last words."""
+        await self.greet()
+        await self.go()
+
+    async def greet(self) -> None:
+        """Connect to a VMM that was launched and follow it. Raises ``VmmStartError`` with its last words."""
         assert self.process is not None
-        try:
+        async with self._starting(self.process):
             await self._greet(self.process)
             self._follower = asyncio.create_task(self._follow())
+
+    async def go(self) -> None:
+        """Start the processors of a VMM that was greeted. Raises ``VmmStartError``, ``QmpError``."""
+        assert self.process is not None
+        async with self._starting(self.process):
             await self._qmp.cont()
             if await self._wait_told(LIVE, "start") in ENDED:
                 raise self._start_error(self.process)
+
+    @contextlib.asynccontextmanager
+    async def _starting(self, started: process.Process) -> AsyncIterator[None]:
+        """Says why a VMM ended that was to start. Raises ``VmmStartError``."""
+        try:
+            yield
         except VmmGoneError:
             # a process that ends closes its sockets before the kernel reports its end
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(END_TIMEOUT_S):
-                    await self.process.wait()
-            if self.process.returncode is None:
+                    await started.wait()
+            if started.returncode is None:
                 raise
-            raise self._start_error(self.process) from None
+            raise self._start_error(started) from None
 
     async def _greet(self, started: process.Process) -> None:
         """Connect to QMP, or see the process end."""
@@ -282,7 +301,7 @@ class Vmm:
             self.lifecycle.enter(State.STOPPED)
 
     async def clean_up(self) -> None:
-        """Kill what still runs and remove every file that ``prepare`` made."""
+        """Kill what still runs and remove the sockets."""
         await self.kill()
         if self._follower is not None:
             with contextlib.suppress(VmmGoneError, asyncio.CancelledError):
@@ -291,7 +310,6 @@ class Vmm:
         self._close_listeners()
         for name in (*self.plan.sockets, *self.plan.bound):
             self.socket_path(name).unlink(missing_ok=True)
-        self.plan.memory_file.unlink(missing_ok=True)
 
     def _close_listeners(self) -> None:
         for listener in self._listeners.values():

@@ -120,7 +120,7 @@ def inspect_vmm(machine: Machine) -> dict[str, Any]:
 def read_logs(machine: Machine) -> dict[str, str]:
     """The ends of a VM's logs by file name, and the command lines that made it."""
     logs = {path.name: path.read_bytes()[-LOG_BYTES:].decode(errors="replace")
-            for path in machine.run_dir.glob("*.log")}  # fmt: skip
+            for path in machine.run_dir.rglob("*.log")}  # fmt: skip
     processes = [machine.vmm.process, *machine.helpers.values()]
     commands = [as_command_line(process.argv) for process in processes if process is not None]
     return {**logs, "commands.txt": "\n\n".join(commands) + "\n"}

@@ -15,6 +15,7 @@ from tests.unit.controlling.conftest import run_as_stranger
 from duovisor.controlling.anatomy import read_anatomy
 from duovisor.controlling.description import (
     FILE,
+    IncarnationDescription,
     MachineDescription,
     Phase,
     PlanDescription,
@@ -54,14 +55,17 @@ def describe(
     return MachineDescription(
         uuid="",
         phase=Phase.RUNNING,
-        spec=build_spec({"name": "vm", "design": design, "disks": disks, "nics": nics}),
         accelerator=Accelerator.TCG,
         accelerator_reason="because",
         owner_pid=os.getpid(),
         memory_file=memory_file,
         started_at=0.0,
-        plan=PlanDescription(argv=(), sockets=(), channels=()),
-        processes=(describe_process("vmm", vmm), *partitions),
+        current=IncarnationDescription(
+            number=1,
+            spec=build_spec({"name": "vm", "design": design, "disks": disks, "nics": nics}),
+            plan=PlanDescription(argv=(), sockets=(), channels=()),
+            processes=(describe_process("vmm", vmm), *partitions),
+        ),
     )
 
 
@@ -153,7 +157,8 @@ def test_a_description_is_found_while_a_process_of_the_vm_lives(tmp_path: Path) 
             ticks = read_start_ticks(pid)
             machine = describe(pid, disks=[{"path": "/a"}])
             process = machine.processes[0].model_copy(update={"start_ticks": ticks})
-            machine = machine.model_copy(update={"processes": (process,)})
+            current = machine.current.model_copy(update={"processes": (process,)})
+            machine = machine.model_copy(update={"current": current})
             write_description(folder, machine)
             assert list_running(tmp_path) == ["vm"]
             assert read_description(tmp_path, "vm") == machine

@@ -10,7 +10,6 @@ import stat
 import sys
 import tempfile
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +28,7 @@ from duovisor.hypervisor.errors import (
     WrongStateError,
 )
 from duovisor.hypervisor.lifecycle import State
-from duovisor.hypervisor.memory import MemoryFileError
+from duovisor.hypervisor.memory import MemoryFileError, create_memory_file
 from duovisor.hypervisor.plan import VmmPaths
 from duovisor.hypervisor.vmm import Vmm
 from duovisor.process import ProgramNotFoundError
@@ -52,7 +51,6 @@ def folder() -> Iterator[Path]:
         (path / "run").mkdir()
         yield path
         assert {each.name for each in (path / "run").iterdir()} <= {"vmm.log"}
-        assert not (path / "memory").exists()
 
 
 def write_program(folder: Path, behaviour: str) -> Path:
@@ -96,8 +94,6 @@ async def running(folder: Path, behaviour: str = "works") -> AsyncIterator[Vmm]:
 def test_prepare_makes_what_the_plan_says(folder: Path) -> None:
     machine = build_vmm(folder, "works")
     machine.prepare()
-    memory = (folder / "memory").stat()
-    assert (memory.st_size, stat.S_IMODE(memory.st_mode), memory.st_blocks) == (16 << 20, 0o600, 0)
     for name in ("qmp", "console", "port0"):
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(machine.socket_path(name)))  # before the process exists
@@ -105,11 +101,16 @@ def test_prepare_makes_what_the_plan_says(folder: Path) -> None:
     asyncio.run(machine.clean_up())
 
 
+def test_memory_is_one_sparse_private_file(folder: Path) -> None:
+    create_memory_file(folder / "memory", 16, None)
+    memory = (folder / "memory").stat()
+    assert (memory.st_size, stat.S_IMODE(memory.st_mode), memory.st_blocks) == (16 << 20, 0o600, 0)
+
+
 def test_memory_that_does_not_fit_is_refused(folder: Path) -> None:
-    machine = build_vmm(folder, "works")
-    machine.plan = replace(machine.plan, memory_mib=1 << 40)
     with pytest.raises(MemoryFileError, match="MiB of guest memory do not fit"):
-        machine.prepare()
+        create_memory_file(folder / "memory", 1 << 40, None)
+    assert not (folder / "memory").exists()
 
 
 async def test_a_socket_path_that_is_too_long_is_refused(folder: Path) -> None:

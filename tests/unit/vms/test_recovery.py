@@ -75,7 +75,7 @@ async def test_a_vm_that_was_reset_while_paused_is_adopted(host: Host) -> None:
 async def test_what_is_printed_without_a_manager_is_kept_and_shown(host: Host) -> None:
     await start_vm(host)
     monitor = Qmp("vm")
-    await monitor.connect(host.directories.vms / "vm" / f"{QMP_SOCKET}.sock")
+    await monitor.connect(host.directories.vms / "vm/current" / f"{QMP_SOCKET}.sock")
     await monitor.system_reset()
     await monitor.disconnect()
     async with host.managed() as manager:
@@ -142,7 +142,7 @@ async def test_autostart_keeps_order_and_goes_on_after_a_failure(host: Host) -> 
 
 async def test_a_silent_vmm_is_ended(host: Host) -> None:
     pid = await start_vm(host)
-    (host.directories.vms / "vm/qmp.sock").unlink()
+    (host.directories.vms / "vm/1/qmp.sock").unlink()
     async with host.managed() as manager:
         assert await states(manager) == {"vm": State.CRASHED}
         assert "could not be adopted" in (await manager.get("vm")).status.faults[-1].message

@@ -76,7 +76,7 @@ class ActiveVm:
         await self._report_lost()
         watches = [asyncio.create_task(self._watch_helper(name)) for name in self.machine.helpers]
         try:
-            state = await self.machine.vmm.wait_ended()
+            state = await self.machine.wait_ended()
         finally:
             for watch in watches:
                 watch.cancel()
@@ -104,4 +104,4 @@ class ActiveVm:
         with contextlib.suppress(TimeoutError):
             await self.machine.vmm.wait_ended(timeout_s=ENDING_TOGETHER_S)
             return
-        await self._on_fault(self, str(self.machine.describe_loss(name)))
+        await self._on_fault(self, str(self.machine.current.describe_loss(name)))

@@ -1,0 +1,358 @@
+"""One incarnation of a VM: a VMM, and in the microkernelized design the drivers and helpers beside it.
+
+A VM has one; while it moves to another VMM it has two, each in a folder of its own in the run folder. What
+outlasts an incarnation (guest memory, console, name) is the machine's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from contextlib import AsyncExitStack, ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from duovisor.controlling.channel_socket import connect_channel, wait_channels
+from duovisor.controlling.description import (
+    IncarnationDescription,
+    PlanDescription,
+    describe_process,
+    find_program,
+)
+from duovisor.controlling.errors import PartitionError
+from duovisor.controlling.leftovers import adopt_process
+from duovisor.controlling.machine_devices import plan_disk, plan_nic
+from duovisor.controlling.machine_drivers import adopt_device, plan_device
+from duovisor.controlling.machine_formats import adopt_keeper, build_format_environment, is_format_process
+from duovisor.controlling.machine_networks import adopt_tap, open_taps
+from duovisor.controlling.network_helper import start_network_helper
+from duovisor.controlling.preflight import find_sandbox_tools
+from duovisor.controlling.supervision.adoption import adopt_crew, adopt_image
+from duovisor.controlling.supervision.device import DeviceSupervisor
+from duovisor.controlling.supervision.format import FormatKeeper
+from duovisor.hypervisor.errors import HypervisorError, VmmGoneError, WrongStateError
+from duovisor.hypervisor.qemu.devices import device_socket
+from duovisor.hypervisor.qemu.disks import disk_socket
+from duovisor.hypervisor.qemu.nics import nic_socket
+from duovisor.spec.vm import Design, DiskFormat
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Coroutine, Iterable
+    from pathlib import Path
+
+    from duovisor.controlling.description import ProcessDescription
+    from duovisor.controlling.formats.process import FormatEnvironment
+    from duovisor.controlling.machine_checks import CheckedStart
+    from duovisor.controlling.supervision.factories import Factories
+    from duovisor.controlling.supervision.plan import DevicePlan
+    from duovisor.controlling.supervision.records import Tell
+    from duovisor.hardware.capabilities import HostCapabilities
+    from duovisor.hypervisor.vmm import Vmm
+    from duovisor.process import Process
+    from duovisor.sandbox import SandboxTools
+    from duovisor.spec.vm import VirtualMachineSpec
+
+T = TypeVar("T")
+
+
+class Incarnation:
+    """A VMM with what serves its devices; ``number`` names its folder.
+
+    ``devices`` are those whose drivers are supervised; ``helpers`` are processes that nobody can succeed.
+    ``taps`` are of its bridged cards, by the card's name. ``note`` is called when its description has
+    changed, and ``tell`` is told what happens to drivers. ``held`` closes what its drivers are handed.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        spec: VirtualMachineSpec,
+        vmm: Vmm,
+        held: ExitStack,
+        factories: Factories,
+        tell: Tell,
+        note: Callable[[], None],
+    ) -> None:
+        self.number = number
+        self.spec = spec
+        self.vmm = vmm
+        self.run_dir = vmm.run_dir
+        self.held = held
+        self.devices: dict[str, DeviceSupervisor] = {}
+        self.helpers: dict[str, Process] = {}
+        self.taps: dict[str, int] = {}
+        self._keepers: dict[str, FormatKeeper] = {}
+        self._fixed: tuple[ProcessDescription, ...] = ()
+        self._factories = factories
+        self._tell = tell
+        self._note = note
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    def describe(self) -> IncarnationDescription:
+        """The incarnation as others may find it, its VMM first."""
+        formats = [find_program(each.described) for each in self._keepers.values() if each.described]
+        crews = [each for device in self.devices.values() for each in device.crew.describe()]
+        plan = self.vmm.plan
+        return IncarnationDescription(
+            number=self.number,
+            spec=self.spec,
+            plan=PlanDescription(
+                argv=plan.argv, sockets=plan.sockets, channels=plan.channels, bound=plan.bound
+            ),
+            processes=(*self._fixed, *formats, *crews),
+        )
+
+    # A life
+
+    async def begin(self, checked: CheckedStart, console_log: Path, *, die_with_owner: bool = False) -> None:
+        """Start the processes; the VMM has not been greeted and runs nothing yet.
+
+        Raises ``DuovisorError``; ``end`` undoes everything.
+        """
+        self.vmm.prepare()
+        self.taps = open_taps(self.spec, self.held)
+        inside = self.spec.design is Design.MONOLITHIC
+        if not inside:
+            await self._start_devices(checked)
+        self.vmm.launch(
+            console_log,
+            die_with_owner=die_with_owner,
+            record=self._record,
+            taps=self.taps if inside else {},
+        )
+        if self.vmm.plan.bound:
+            await self._start_late(self.vmm.plan.bound)
+
+    async def run(self) -> None:
+        """Greet the VMM and start the processors. Raises ``VmmStartError`` or ``PartitionError``."""
+        await self.unless_lost(self.vmm.run())
+
+    def settle(self) -> None:
+        """Every process has its own number by now; write down which."""
+        self._fixed = tuple(sorted(map(find_program, self._fixed), key=lambda each: not each.is_vmm))
+        self._note()
+
+    async def adopt(self, left: IncarnationDescription, capabilities: Callable[[], HostCapabilities]) -> None:
+        """Take over what a previous owner left running.
+
+        Raises ``VmmGoneError``, ``VmmStartError`` when the VMM never ran its guest, ``QmpError`` or
+        ``QmpTimeoutError``; ``let_go`` then.
+        """
+        others = (each for each in left.processes if not each.control)
+        self._fixed = tuple(each for each in others if not is_format_process(each))
+        running = {each.device: adopt_process(each, self.run_dir) for each in self._fixed}
+        found = running.pop("", None)
+        self.helpers = {name: process for name, process in running.items() if process is not None}
+        if found is None:
+            raise VmmGoneError(f"{self.name}: the VMM has ended")
+        await self.vmm.adopt(found)
+        if self.spec.design is Design.MICROKERNELIZED:
+            await self._adopt_devices(left, capabilities)
+
+    async def end(self) -> None:
+        """End all processes and remove what they left."""
+        async with AsyncExitStack() as stack:
+            stack.callback(self.held.close)
+            for helper in self.helpers.values():
+                # with the VMM gone their channel is closed and most have ended by themselves
+                stack.push_async_callback(helper.stop, grace_s=1.0)
+            for name, keeper in self._keepers.items():
+                if name not in self.devices:  # its start failed
+                    stack.push_async_callback(keeper.end)
+            for device in self.devices.values():
+                stack.push_async_callback(device.end)
+            stack.push_async_callback(self.vmm.clean_up)
+
+    async def let_go(self) -> None:
+        """Leave everything as it is; this object is of no use any more."""
+        for device in self.devices.values():
+            await device.detach()
+        for name, keeper in self._keepers.items():
+            if name not in self.devices:
+                await keeper.detach()
+        await self.vmm.detach()
+        for helper in self.helpers.values():
+            helper.release()
+        self.held.close()
+
+    # Devices that are lost
+
+    async def wait_device_lost(self) -> PartitionError:
+        """Wait until a device is given up, or a helper ends while it should serve; return what to say."""
+        waits = {asyncio.create_task(p.wait(), name=name): name for name, p in self.helpers.items()}
+        waits |= {asyncio.create_task(d.failed.wait(), name=name): name for name, d in self.devices.items()}
+        try:
+            if not waits:
+                await asyncio.Future()  # nothing can be lost
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            return self.describe_loss(waits[done.pop()])
+        finally:
+            for task in waits:
+                task.cancel()
+
+    def describe_loss(self, name: str) -> PartitionError:
+        """What to say of the device ``name``, whose driver or helper is lost."""
+        if name in self.devices:
+            lost = self.devices[name]
+            return PartitionError(f"{self.name}: {lost.plan.role} of {name}: {lost.reason}")
+        helper = self.helpers[name]
+        return PartitionError(f"{self.name}: {helper.role} of {name}: {helper.failure().message}")
+
+    async def unless_lost(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do what the VMM would wait with for ever when a device is given up meanwhile.
+
+        Raises ``PartitionError`` then.
+        """
+        doing = asyncio.create_task(work)
+        lost = asyncio.create_task(self.wait_device_lost())
+        try:
+            await asyncio.wait({doing, lost}, return_when=asyncio.FIRST_COMPLETED)
+            if not doing.done():
+                raise lost.result()
+            return await doing
+        finally:
+            for task in (doing, lost):
+                task.cancel()
+            await asyncio.gather(doing, lost, return_exceptions=True)
+
+    # What a device's supervisor needs of the VM around it
+
+    def connect(self, device: str) -> socket.socket:
+        """A fresh connection to the device's channel. Raises ``PartitionError`` when nobody listens."""
+        try:
+            return connect_channel(self.vmm.socket_path(device))
+        except OSError as error:
+            raise PartitionError(f"channel {device} of {self.name} refuses: {error}") from error
+
+    def record(self) -> None:
+        """Write down which processes there are."""
+        self._note()
+
+    async def wait_ended(self, *, timeout_s: float) -> bool:
+        """Whether the VMM has ended, or does within that time."""
+        try:
+            await self.vmm.wait_ended(timeout_s=timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    async def pause(self) -> bool:
+        """Stop the processors; False when they did not run."""
+        try:
+            await self.vmm.pause()
+        except WrongStateError:
+            return False
+        return True
+
+    async def set_link(self, nic: str, *, up: bool) -> None:
+        """Plug a network card's cable in or out; a VMM that does not answer is left alone."""
+        with contextlib.suppress(HypervisorError):
+            await self.vmm.set_link(nic, up=up)
+
+    async def resume(self) -> None:
+        """Let the processors go on."""
+        with contextlib.suppress(WrongStateError):
+            await self.vmm.resume()
+
+    # Starting
+
+    def _record(self, process: Process, device: str = "") -> None:
+        """Note a process before its program begins."""
+        self._fixed = (*self._fixed, describe_process(process, device))
+        self._note()
+
+    async def _start_devices(self, checked: CheckedStart) -> None:
+        for index, (disk, opened) in enumerate(zip(self.spec.disks, checked.disks, strict=True)):
+            if disk.format is DiskFormat.RAW:
+                self._add_device(plan_disk(self.spec, index, {"image": opened.descriptor}))
+                continue
+            name = disk_socket(index)
+            environment = self._build_format_environment(checked.tools, checked.capabilities)
+            keeper = FormatKeeper(environment, name, disk, opened.chain, self.record)
+            self._keepers[name] = keeper
+            await keeper.start()
+            self._add_device(plan_disk(self.spec, index, keeper.descriptors, keeper.size_bytes), keeper)
+        for index in range(len(self.spec.nics)):
+            if (tap := self.taps.get(nic_socket(index))) is not None:
+                self._add_device(plan_nic(self.spec, index, {"tap": tap}))
+        for index, device in enumerate(checked.devices):
+            self._add_device(plan_device(self.spec, index, device, self.held))
+        early = [each for name, each in self.devices.items() if name not in self.vmm.plan.bound]
+        await asyncio.gather(*(each.start() for each in early))
+        passt = checked.capabilities.tools.passt
+        for index, nic in enumerate(self.spec.nics):
+            name = nic_socket(index)
+            if name not in self.taps:
+                self.helpers[name] = start_network_helper(
+                    passt, self.run_dir, name, nic, partial(self._record, device=name)
+                )
+
+    async def _start_late(self, names: Iterable[str]) -> None:
+        """Start the drivers that the VMM waits for on sockets of its own."""
+        assert self.vmm.process is not None
+        await wait_channels(map(self.vmm.socket_path, names), self.vmm.process)
+        await asyncio.gather(*(self.devices[name].start() for name in names))
+
+    def _add_device(self, plan: DevicePlan, keeper: FormatKeeper | None = None) -> DeviceSupervisor:
+        supervisor = DeviceSupervisor(plan, self, self._factories, self._tell, keeper)
+        self.devices[plan.device] = supervisor
+        return supervisor
+
+    def _build_format_environment(
+        self, tools: SandboxTools, capabilities: HostCapabilities
+    ) -> FormatEnvironment:
+        return build_format_environment(self.name, self.run_dir, tools, capabilities)
+
+    # Adopting
+
+    async def _adopt_devices(
+        self, left: IncarnationDescription, capabilities: Callable[[], HostCapabilities]
+    ) -> None:
+        """Take over the drivers; what no living driver holds is opened again, an image locked."""
+        for index, disk in enumerate(self.spec.disks):
+            found = _find_partitions(left, disk_socket(index))
+            if disk.format is not DiskFormat.RAW:
+                await self._adopt_formatted(index, left, await asyncio.to_thread(capabilities))
+                continue
+            image = adopt_image(disk, [each.pid for each in found])
+            self.held.callback(image.close)
+            await self._adopt_device(plan_disk(self.spec, index, {"image": image.descriptor}), found)
+        for index, nic in enumerate(self.spec.nics):
+            if nic.bridge is not None:
+                found = _find_partitions(left, nic_socket(index))
+                tap = adopt_tap(self.spec, index, [each.pid for each in found], self.held)
+                self.taps[nic_socket(index)] = tap
+                await self._adopt_device(plan_nic(self.spec, index, {"tap": tap}), found)
+        for index, device in enumerate(self.spec.devices):
+            found = _find_partitions(left, device_socket(index))
+            opened = adopt_device(device, [each.pid for each in found], self.held)
+            await self._adopt_device(plan_device(self.spec, index, opened, self.held), found)
+
+    async def _adopt_formatted(
+        self, index: int, left: IncarnationDescription, capabilities: HostCapabilities
+    ) -> None:
+        name, disk = disk_socket(index), self.spec.disks[index]
+        found = _find_partitions(left, name)
+        tools = find_sandbox_tools(self.spec.design, capabilities)
+        environment = self._build_format_environment(tools, capabilities)
+        described = next(each for each in left.processes if each.device == name and is_format_process(each))
+        pids = [each.pid for each in found]
+        keeper = adopt_keeper(environment, name, disk, described, pids, self.record)
+        self._keepers[name] = keeper
+        plan = plan_disk(self.spec, index, keeper.descriptors, keeper.size_bytes)
+        await self._adopt_device(plan, found, keeper)
+
+    async def _adopt_device(
+        self, plan: DevicePlan, found: list[ProcessDescription], keeper: FormatKeeper | None = None
+    ) -> None:
+        device = self._add_device(plan, keeper)
+        await adopt_crew(device.crew, found, self)
+        device.supervise()
+
+
+def _find_partitions(left: IncarnationDescription, device: str) -> list[ProcessDescription]:
+    return [each for each in left.processes if each.device == device and each.control]
