@@ -11,8 +11,9 @@ from tests.unit.channel.guest import BUFFERS, GUEST, Guest
 
 from duovisor.channel.virtqueue import Virtqueue
 from duovisor.controlling.drivers import block_layout as layout
-from duovisor.controlling.drivers.block_device import LARGE_BYTES, BlockDevice
+from duovisor.controlling.drivers.block_device import BlockDevice
 from duovisor.controlling.drivers.image import open_image
+from duovisor.controlling.drivers.image_device import LARGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

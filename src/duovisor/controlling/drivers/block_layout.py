@@ -43,12 +43,14 @@ MAX_RANGE_SECTORS = 0x7FFFFFFF >> SECTOR_SHIFT
 _CONFIG = Struct("<QIIHBBIBBHIBBHIIIIIB3x")
 
 
-def offered_features(*, queues: int, read_only: bool) -> int:
+def offered_features(*, queues: int, read_only: bool, discards: bool = True) -> int:
     """The feature bits of virtio-blk that the driver offers."""
     features = (
         FEATURE_SEG_MAX | FEATURE_GEOMETRY | FEATURE_BLK_SIZE | FEATURE_FLUSH | FEATURE_TOPOLOGY
-        | FEATURE_CONFIG_WCE | FEATURE_DISCARD | FEATURE_WRITE_ZEROES
+        | FEATURE_CONFIG_WCE
     )  # fmt: skip
+    if discards:
+        features |= FEATURE_DISCARD | FEATURE_WRITE_ZEROES
     if queues > 1:
         features |= FEATURE_MQ
     if read_only:

@@ -17,15 +17,18 @@ import random
 import time
 
 from duovisor.controlling.drivers import block_layout as layout
-from duovisor.controlling.drivers.block_device import BlockDevice, reframe
+from duovisor.controlling.drivers.block_protocol import reframe
 from duovisor.controlling.drivers.errors import DriverError
 from duovisor.controlling.drivers.image import open_image
-from duovisor.controlling.drivers.options import parse_block_options
+from duovisor.controlling.drivers.image_device import ImageDevice
+from duovisor.controlling.drivers.options import build_disk, parse_block_options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from duovisor.channel.chain import Chain
+    from duovisor.channel.device import VirtioDevice
     from duovisor.channel.virtqueue import Virtqueue
+    from duovisor.controlling.drivers.block_protocol import Disk
     from duovisor.controlling.drivers.image import Image
 
 MAX_FAULTS_BYTES = 4096
@@ -57,11 +60,11 @@ class Faults:
         self.torn = torn
 
 
-class FaultyDevice(BlockDevice):
+class FaultyDevice(ImageDevice):
     """A disk on which things go wrong."""
 
-    def __init__(self, image: Image, faults: Faults, *, queues: int, queue_size: int) -> None:
-        super().__init__(image, queues=queues, queue_size=queue_size)
+    def __init__(self, image: Image, disk: Disk, faults: Faults) -> None:
+        super().__init__(image, disk)
         self._faults = faults
         self._requests = 0
         self._random = random.Random(0)
@@ -76,7 +79,7 @@ class FaultyDevice(BlockDevice):
                 chain.writable[-1][0] = layout.STATUS_IO_ERROR
                 queue.complete(chain, 1)
             else:
-                self._serve(chain, -1)
+                self.serve(chain)
             queue.publish()
 
     def statistics(self) -> dict[str, object]:
@@ -98,7 +101,7 @@ class FaultyDevice(BlockDevice):
         return moves_data and (sector in faults.error_sectors or self._random.random() < faults.error_rate)
 
 
-def create_faulty_device(words: list[str], descriptors: dict[str, int]) -> BlockDevice:
+def create_faulty_device(words: list[str], descriptors: dict[str, int]) -> VirtioDevice:
     """From the words and descriptors of the storage driver, and the faults. Raises ``DriverError``."""
     options = parse_block_options(words)
     try:
@@ -107,4 +110,4 @@ def create_faulty_device(words: list[str], descriptors: dict[str, int]) -> Block
     except (LookupError, TypeError, ValueError) as error:
         raise DriverError(f"faults or image cannot be: {error!r}") from error
     opened = open_image(image, read_only=options.read_only, direct=False)
-    return FaultyDevice(opened, faults, queues=options.queues, queue_size=options.queue_size)
+    return FaultyDevice(opened, build_disk(options, opened), faults)

@@ -17,12 +17,13 @@ from enum import IntEnum
 
 from duovisor.channel.errors import ChannelError
 from duovisor.controlling.drivers import block_layout as layout
-from duovisor.controlling.drivers.block_device import HEADER_BYTES, MAX_TRANSFER_BYTES, BlockDevice, reframe
+from duovisor.controlling.drivers.block_protocol import BlockProtocol
 from duovisor.controlling.drivers.errors import DriverError
 from duovisor.controlling.drivers.format_link import PHASE_REPLAYING, PHASE_SERVING, FormatLink
 from duovisor.controlling.drivers.format_ring import FormatRing
 from duovisor.controlling.drivers.format_work import Command, Request, cut
-from duovisor.controlling.drivers.image import Image, copy_pieces
+from duovisor.controlling.drivers.image import copy_pieces
+from duovisor.controlling.drivers.options import build_disk
 from duovisor.controlling.drivers.replay_log import ZERO_AND_UNMAP, ReplayLog
 from duovisor.controlling.drivers.replay_memory import PHASE_WORD, open_replay
 
@@ -48,25 +49,18 @@ class State(IntEnum):
     SERVING = 3
 
 
-class FormattedDevice(BlockDevice):
+class FormattedDevice(BlockProtocol):
     """A disk of ``size`` bytes behind a format process; ``memory`` is its replay memory's descriptor.
 
     Touches neither before the first request comes: a spare holds the same ones as the driver that works.
     """
 
     def __init__(self, options: BlockOptions, memory: int, connection: int | None) -> None:
-        image = Image(-1, options.size_bytes, is_device=False, direct=False, read_only=options.read_only)
-        super().__init__(
-            image,
-            serial=options.serial,
-            queues=options.queues,
-            queue_size=options.queue_size,
-            block_bytes=options.block_bytes,
-        )
+        super().__init__(build_disk(options), options.size_bytes)
         self.state = State.IDLE
         self._memory = open_replay(memory)
         self._ring = FormatRing(self._memory)
-        self._link = FormatLink(self._memory, self._ring, image.size, read_only=image.read_only)
+        self._link = FormatLink(self._memory, self._ring, self.size_bytes, read_only=self.read_only)
         self._log: ReplayLog | None = None  # read when the first request comes: until then it is another's
         self._pending: deque[Command] = deque()
         self._replay: deque[Command] = deque()
@@ -152,62 +146,50 @@ class FormattedDevice(BlockDevice):
         if self._log is None:
             self._log = ReplayLog(self._memory)
             self._begin()
-        image, pending = self.image, self._pending
-        for chain in chains:
-            if not chain.readable or not chain.writable or len(chain.readable[0]) != HEADER_BYTES or (
-                len(chain.writable[-1]) != 1
-            ):  # fmt: skip
-                reframe(chain)
-            kind, _, sector = layout.REQUEST_HEADER.unpack(chain.readable[0])
-            status = chain.writable.pop()
-            offset = sector << layout.SECTOR_SHIFT
-            if kind in (layout.REQUEST_IN, layout.REQUEST_OUT):
-                reads = kind == layout.REQUEST_IN
-                buffers = chain.writable if reads else chain.readable[1:]
-                length = sum(map(len, buffers))
-                allowed = reads or not image.read_only
-                fits = not length & 511 and 0 < length <= MAX_TRANSFER_BYTES and offset + length <= image.size
-                if not fits or not allowed:
-                    self._finish(chain, status, layout.STATUS_IO_ERROR)
-                    continue
-                request = Request(
-                    chain,
-                    status,
-                    written=length + 1 if reads else 1,
-                    flushes=not reads and image.write_through,
-                )
-                pending += cut(request, kind, offset, length, buffers)
-            elif kind in self._other:
-                self._other[kind](chain, status, offset)
-            else:
-                self._finish(chain, status, layout.STATUS_UNSUPPORTED)
+        super().handle(queue, chains)
         self._pump()
         self._watch_ring()
 
-    def _flush(self, chain: Chain, status: memoryview, _: int) -> None:
-        request = Request(chain, status)
-        if self.image.read_only:
-            self._finish(chain, status, layout.STATUS_OK)
+    def begin_read(
+        self, chain: Chain, status: memoryview, buffers: list[memoryview], offset: int, length: int
+    ) -> None:
+        """Put it in the queue of those that wait for the ring; so do the others."""
+        if length:
+            request = Request(chain, status, written=length + 1)
+            self._pending += cut(request, layout.REQUEST_IN, offset, length, buffers)
         else:
+            self.finish(chain, status, layout.STATUS_IO_ERROR)
+
+    def begin_write(
+        self, chain: Chain, status: memoryview, buffers: list[memoryview], offset: int, length: int
+    ) -> None:
+        """A guest without a write cache gets a write, then a flush."""
+        if length:
+            request = Request(chain, status, flushes=self.write_through)
+            self._pending += cut(request, layout.REQUEST_OUT, offset, length, buffers)
+        else:
+            self.finish(chain, status, layout.STATUS_IO_ERROR)
+
+    def begin_flush(self, chain: Chain, status: memoryview) -> None:
+        """Nothing is to be flushed of what cannot be written."""
+        if self.read_only:
+            self.finish(chain, status, layout.STATUS_OK)
+        else:
+            request = Request(chain, status)
             request.parts = 1
             self._pending.append(Command(layout.REQUEST_FLUSH, request=request))
 
-    def _discard(self, chain: Chain, status: memoryview, _: int) -> None:
-        self._change_range(chain, status, layout.REQUEST_DISCARD, allowed_flags=0)
+    def begin_discard(self, chain: Chain, status: memoryview, offset: int, length: int) -> None:
+        """As a write without data."""
+        request = Request(chain, status, flushes=self.write_through)
+        self._pending += cut(request, layout.REQUEST_DISCARD, offset, length)
 
-    def _write_zeroes(self, chain: Chain, status: memoryview, _: int) -> None:
-        self._change_range(chain, status, layout.REQUEST_WRITE_ZEROES, allowed_flags=layout.UNMAP)
-
-    def _change_range(self, chain: Chain, status: memoryview, kind: int, *, allowed_flags: int) -> None:
-        found = self._parse_range(chain, status)
-        if found is None:
-            return
-        offset, length, flags = found
-        if flags & ~allowed_flags:
-            self._finish(chain, status, layout.STATUS_UNSUPPORTED)
-            return
-        kind = ZERO_AND_UNMAP if flags else kind
-        request = Request(chain, status, flushes=self.image.write_through)
+    def begin_write_zeroes(
+        self, chain: Chain, status: memoryview, offset: int, length: int, *, unmap: bool
+    ) -> None:
+        """As a write without data."""
+        kind = ZERO_AND_UNMAP if unmap else layout.REQUEST_WRITE_ZEROES
+        request = Request(chain, status, flushes=self.write_through)
         self._pending += cut(request, kind, offset, length)
 
     # To the format process
@@ -376,7 +358,6 @@ class FormattedDevice(BlockDevice):
 
     def close(self) -> None:
         """Let go of everything; the format process and a successor go on with the ring."""
-        super().close()
         self._link.close()
         self._ring.close()
         self._memory.close()

@@ -17,7 +17,7 @@ from duovisor.controlling.drivers.errors import DriverError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _BLKDISCARD = 0x1277
 _FALLOC_KEEP_SIZE, _FALLOC_PUNCH_HOLE, _FALLOC_ZERO_RANGE = 0x01, 0x02, 0x10
@@ -26,9 +26,15 @@ _ZEROES_BYTES = 1 << 20
 
 
 class Image:
-    """``size`` is in bytes. With ``write_through`` set a write is on the medium when it returns."""
+    """``size`` is in bytes. With ``write_through`` set a write is on the medium when it returns.
 
-    __slots__ = ("descriptor", "direct", "is_device", "read_only", "size", "write_through")
+    Up to ``inline_bytes`` a lone request is better not handed to a thread. ``nowait`` are the flags of a read
+    that must not wait for the medium.
+    """
+
+    __slots__ = ("descriptor", "direct", "is_device", "nowait", "read_only", "size", "write_through")
+
+    inline_bytes = 1 << 30
 
     def __init__(self, descriptor: int, size: int, *, is_device: bool, direct: bool, read_only: bool) -> None:
         self.descriptor = descriptor
@@ -37,6 +43,21 @@ class Image:
         self.direct = direct
         self.read_only = read_only
         self.write_through = False
+        self.nowait = os.RWF_NOWAIT
+
+    def try_read(self, buffers: list[memoryview], offset: int, length: int) -> bool:
+        """Fill the buffers, which have ``length`` bytes, if that needs no waiting; whether it was done."""
+        try:
+            return os.preadv(self.descriptor, buffers, offset, self.nowait) == length
+        except OSError as error:
+            return self.note_refusal(error) and self.try_read(buffers, offset, length)
+
+    def note_refusal(self, error: OSError) -> bool:
+        """Whether a read without waiting failed because the file system has none: it is not asked again."""
+        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL) and self.nowait and not self.direct:
+            self.nowait = 0
+            return True
+        return False
 
     def read(self, buffers: list[memoryview], offset: int) -> None:
         """Fill the buffers from ``offset``."""
@@ -138,6 +159,23 @@ def skip_bytes(buffers: list[memoryview], count: int) -> list[memoryview]:
             return [buffer[count:], *buffers[index + 1 :]]
         count -= len(buffer)
     return []
+
+
+def cut_pieces(buffers: list[memoryview], piece_bytes: int) -> Iterator[tuple[list[memoryview], int]]:
+    """The buffers in groups of at most ``piece_bytes``, each with its size."""
+    group: list[memoryview] = []
+    size = 0
+    for buffer in buffers:
+        while buffer:
+            part = buffer[: piece_bytes - size]
+            group.append(part)
+            size += len(part)
+            buffer = buffer[len(part) :]
+            if size == piece_bytes:
+                yield group, size
+                group, size = [], 0
+    if group:
+        yield group, size
 
 
 def copy_pieces(pieces: list[memoryview], whole: memoryview, *, into: bool) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from duovisor.controlling.drivers.block_protocol import Disk
 from duovisor.controlling.drivers.errors import DriverError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from duovisor.controlling.drivers.image import Image
 
 
 class BlockOptions:
@@ -59,6 +62,18 @@ def parse_standalone_options(arguments: Sequence[str]) -> BlockOptions:
     if options.channel_fd < 0 or options.image_fd < 0:
         raise DriverError("options --channel-fd and --image-fd are required")
     return options
+
+
+def build_disk(options: BlockOptions, image: Image | None = None) -> Disk:
+    """What the options say of the disk itself; pure."""
+    return Disk(
+        image,
+        read_only=options.read_only,
+        serial=options.serial,
+        queues=options.queues,
+        queue_size=options.queue_size,
+        block_bytes=options.block_bytes,
+    )
 
 
 def _parse(arguments: Sequence[str], numbers: dict[str, tuple[str, int, int]]) -> BlockOptions:

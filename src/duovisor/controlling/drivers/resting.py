@@ -23,6 +23,7 @@ class RestingDevice(VirtioDevice):
         self.features = features
         self.queues = queues
         self._config = config
+        self._state = b""
 
     def read_config(self) -> bytes:
         """What the last driver told of it."""
@@ -30,6 +31,14 @@ class RestingDevice(VirtioDevice):
 
     def write_config(self, offset: int, data: bytes, *, migrating: bool) -> None:
         """Nobody is there to take note."""
+
+    def save_state(self) -> bytes:
+        """What the last driver saved, for the next one."""
+        return self._state
+
+    def load_state(self, state: bytes) -> None:
+        """Keep it."""
+        self._state = state
 
     def handle(self, queue: Virtqueue, chains: list[Chain]) -> None:
         """Leave them: the in-flight log names them."""
@@ -51,9 +60,14 @@ def describe_device(device: VirtioDevice) -> dict[str, Any]:
 
 def create_resting_device(words: list[str], _: dict[str, int]) -> VirtioDevice:
     """From what ``describe_device`` said, the last word, in JSON. Raises ``DriverError``."""
+    return restore_device(RestingDevice, words)
+
+
+def restore_device(kind: type[RestingDevice], words: list[str]) -> RestingDevice:
+    """A stand-in of a ``kind`` from what ``describe_device`` said, the last word. Raises ``DriverError``."""
     try:
         facts = json.loads(words[-1])
         device_id, features, queues = (int(facts[name]) for name in ("device_id", "features", "queues"))
-        return RestingDevice(device_id, features, queues, bytes.fromhex(facts["config"]))
+        return kind(device_id, features, queues, bytes.fromhex(facts["config"]))
     except (LookupError, TypeError, ValueError) as error:
         raise DriverError(f"nothing is known of the device: {error!r}") from error
