@@ -48,6 +48,9 @@ MEANINGS: dict[str, Meaning] = {
     "qmp-refused": _FAILED,
     "outcome-unknown": _TIMED_OUT,
     "memory-file": _HOST_CANNOT,
+    "migration-stream": _FAILED,
+    "migration-untranslatable": _HOST_CANNOT,
+    "migration-failed": _FAILED,
     # channel and drivers
     "channel": _FAILED,
     "driver-refused": _FAILED,

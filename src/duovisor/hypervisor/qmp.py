@@ -22,6 +22,7 @@ from qemu.qmp import (
 from duovisor.hypervisor.errors import QmpError, QmpTimeoutError, VmmGoneError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from qemu.qmp import Message
@@ -40,6 +41,8 @@ class Qmp:
         self._client = QMPClient(name)
         self._listener = EventListener()
         self._client.register_listener(self._listener)
+        self._migration = EventListener("MIGRATION")
+        self._client.register_listener(self._migration)
 
     async def connect(self, path: Path, *, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
         """Connect and negotiate. Raises ``VmmGoneError`` or ``QmpTimeoutError``."""
@@ -68,8 +71,7 @@ class Qmp:
         Raises ``TimeoutError``.
         """
         async with asyncio.timeout(timeout_s):
-            while self._client.runstate is Runstate.RUNNING:
-                await self._client.runstate_changed()
+            await self._wait_not_running()
 
     def pending_events(self) -> list[tuple[str, dict[str, Any]]]:
         """Take the events that arrived and were not waited for."""
@@ -119,6 +121,68 @@ class Qmp:
     async def query_status(self) -> str:
         """The run state, as QEMU names it (``running``, ``paused``, ``prelaunch``, …)."""
         return str((await self.execute("query-status"))["status"])
+
+    async def getfd(self, name: str, descriptor: int) -> None:
+        """Give the VMM a copy of a descriptor of ours, which it knows by ``name`` until it uses it."""
+        try:
+            self._client.send_fd_scm(descriptor)
+        except (QMPError, OSError, AssertionError) as error:
+            raise VmmGoneError(f"{self.name}: the VMM takes no descriptor") from error
+        await self.execute("getfd", fdname=name)
+
+    async def closefd(self, name: str) -> None:
+        """Have the VMM close a descriptor that it was given and has not used."""
+        await self.execute("closefd", fdname=name)
+
+    async def query_migration_abilities(self) -> frozenset[str]:
+        """The migration capabilities that this QEMU knows, switched on or not."""
+        return frozenset(each["capability"] for each in await self.execute("query-migrate-capabilities"))
+
+    async def set_migration(self, capabilities: Collection[str], **parameters: int) -> None:
+        """Switch migration capabilities on, and set parameters by the names that QEMU has for them."""
+        states = [{"capability": each, "state": True} for each in capabilities]
+        await self.execute("migrate-set-capabilities", capabilities=states)
+        await self.execute("migrate-set-parameters", **parameters)
+
+    async def migrate(self, uri: str) -> None:
+        """Begin to write the machine's state to ``uri``; ``next_migration_status`` tells how it goes on."""
+        self._migration.clear()
+        await self.execute("migrate", uri=uri)
+
+    async def migrate_incoming(self, uri: str) -> None:
+        """Begin to read the machine's state from ``uri``; only for one started with ``-incoming defer``."""
+        self._migration.clear()
+        await self.execute("migrate-incoming", uri=uri)
+
+    async def migrate_cancel(self) -> None:
+        """Give up writing the machine's state; without effect when none is under way."""
+        await self.execute("migrate_cancel")
+
+    async def query_migrate(self) -> tuple[str, str]:
+        """The status of the last migration and what QEMU says went wrong; empty where there is nothing."""
+        answer = await self.execute("query-migrate")
+        return str(answer.get("status", "")), str(answer.get("error-desc", ""))
+
+    async def next_migration_status(self) -> str:
+        """Wait for the next step of a migration, which the capability ``events`` has QEMU tell of.
+
+        Raises ``VmmGoneError`` when the connection ends instead: a QEMU that cannot load a state ends itself.
+        """
+        told = asyncio.create_task(self._migration.get())
+        closed = asyncio.create_task(self._wait_not_running())
+        try:
+            await asyncio.wait({told, closed}, return_when=asyncio.FIRST_COMPLETED)
+            if not told.done():
+                raise VmmGoneError(f"{self.name}: the VMM ended in the middle of a migration")
+            return str(_read_event(told.result())[1].get("status", ""))
+        finally:
+            told.cancel()
+            closed.cancel()
+            await asyncio.gather(told, closed, return_exceptions=True)
+
+    async def _wait_not_running(self) -> None:
+        while self._client.runstate is Runstate.RUNNING:
+            await self._client.runstate_changed()
 
 
 def _read_event(message: Message) -> tuple[str, dict[str, Any]]:
