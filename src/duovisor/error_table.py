@@ -78,6 +78,8 @@ MEANINGS: dict[str, Meaning] = {
     "partition-refused": _FAILED,
     "host-lacks": _HOST_CANNOT,
     "boot-file": Meaning(409, 2),
+    "move-refused": Meaning(409, 6),
+    "move-failed": _FAILED,
     # controlling: images and the probe guest
     "image-not-found": _NOT_FOUND,
     "image-broken": Meaning(409, 6),

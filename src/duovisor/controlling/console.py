@@ -20,17 +20,17 @@ READ_BYTES = 16 << 10
 
 
 class Console:
-    """A connection to the serial console of one VM; ``attach`` may be called by several viewers."""
+    """The serial console of one VM; ``attach`` may be called by several viewers.
 
-    def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, log: ConsoleLog, printed: bytes
-    ) -> None:
+    It has one connection, and a second one while the VM moves to another VMM.
+    """
+
+    def __init__(self, log: ConsoleLog, printed: bytes) -> None:
         self.scrollback = bytearray(printed)
-        self._reader = reader
-        self._writer = writer
         self._log = log
         self._viewers: list[Callable[[bytes], None]] = []
-        self._pump = asyncio.create_task(self._run())
+        self._connection: _Connection
+        self._next: _Connection | None = None
 
     @classmethod
     async def connect(cls, path: Path, log: Path, *, resume: bool = False) -> Console:
@@ -39,18 +39,32 @@ class Console:
         ``resume``: the scroll-back begins with the log's end, with what nobody was there to read.
         """
         printed = read_console_log(log, SCROLLBACK_BYTES) if resume else b""
-        reader, writer = await asyncio.open_unix_connection(path)
-        return cls(reader, writer, ConsoleLog(log), printed)
+        console = cls(ConsoleLog(log), printed)
+        console._connection = await _Connection.open(path, console._show)
+        return console
 
-    async def _run(self) -> None:
-        # read without pause: a full socket would hold up the guest's own writes
-        with contextlib.suppress(ConnectionError):
-            while data := await self._reader.read(READ_BYTES):
-                self._log.count(len(data))
-                self.scrollback += data
-                del self.scrollback[:-SCROLLBACK_BYTES]
-                for show in tuple(self._viewers):
-                    show(data)
+    async def listen(self, path: Path) -> None:
+        """Listen to the VMM to which the VM is about to move as well; ``move`` or ``stay`` follows."""
+        self._next = await _Connection.open(path, self._show)
+
+    async def move(self) -> None:
+        """The VM has moved: what is typed goes there, and the old VMM has nothing to say any more."""
+        if self._next is not None:
+            old, self._connection, self._next = self._connection, self._next, None
+            await old.close()
+
+    async def stay(self) -> None:
+        """The VM has not moved."""
+        if self._next is not None:
+            await self._next.close()
+            self._next = None
+
+    def _show(self, data: bytes) -> None:
+        self._log.count(len(data))
+        self.scrollback += data
+        del self.scrollback[:-SCROLLBACK_BYTES]
+        for show in tuple(self._viewers):
+            show(data)
 
     def attach(self, show: Callable[[bytes], None]) -> Callable[[], None]:
         """Call ``show`` with the scroll-back and all that follows; returns the function that detaches."""
@@ -61,10 +75,40 @@ class Console:
 
     def write(self, data: bytes) -> None:
         """Type into the console."""
-        self._writer.write(data)
+        self._connection.write(data)
 
     async def close(self) -> None:
         """Close the connection; what the guest prints from now on is in the log alone."""
+        await self.stay()
+        await self._connection.close()
+
+
+class _Connection:
+    """A connection to a VMM's end of the console; all that comes is given to ``show``."""
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, show: Callable[[bytes], None]
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._show = show
+        self._pump = asyncio.create_task(self._run())
+
+    @classmethod
+    async def open(cls, path: Path, show: Callable[[bytes], None]) -> _Connection:
+        reader, writer = await asyncio.open_unix_connection(path)
+        return cls(reader, writer, show)
+
+    async def _run(self) -> None:
+        # read without pause: a full socket would hold up the guest's own writes
+        with contextlib.suppress(ConnectionError):
+            while data := await self._reader.read(READ_BYTES):
+                self._show(data)
+
+    def write(self, data: bytes) -> None:
+        self._writer.write(data)
+
+    async def close(self) -> None:
         self._pump.cancel()
         with contextlib.suppress(asyncio.CancelledError, ConnectionError):
             await self._pump

@@ -103,8 +103,7 @@ class IncarnationDescription(BaseModel):
 class MachineDescription(BaseModel):
     """A VM that runs, or was about to, as its owner sees it.
 
-    ``uuid`` is empty for a VM in the foreground. There is a ``successor`` while the VM moves to another VMM;
-    ``decided``: the successor was about to be told to let the processors go.
+    ``uuid`` is empty for a VM in the foreground. There is a ``successor`` while the VM moves to another VMM.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -118,7 +117,6 @@ class MachineDescription(BaseModel):
     started_at: float  # seconds since 1970
     current: IncarnationDescription
     successor: IncarnationDescription | None = None
-    decided: bool = False
 
     @property
     def spec(self) -> VirtualMachineSpec:

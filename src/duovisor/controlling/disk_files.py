@@ -37,8 +37,10 @@ class OpenDisk(NamedTuple):
 
 
 @contextmanager
-def open_disk(disk: DiskSpec) -> Iterator[OpenDisk]:
+def open_disk(disk: DiskSpec, *, lock: bool = True) -> Iterator[OpenDisk]:
     """Open, check and lock a disk's file; closed, and so unlocked, on leaving.
+
+    Without ``lock`` it is another's yet, and the caller locks it when that one is done.
 
     Raises ``DiskFileError`` (missing, no permission, a directory, a size that is no multiple of 512 bytes, a
     header that says something else, something wrong with a backing file) or ``DiskLockedError``.
@@ -56,10 +58,11 @@ def open_disk(disk: DiskSpec) -> Iterator[OpenDisk]:
     try:
         size_bytes = os.lseek(descriptor, 0, os.SEEK_END)
         _check_size(disk, size_bytes)
-        lock_disk(descriptor, disk.path, read_only=disk.read_only)
+        if lock:
+            lock_disk(descriptor, disk.path, read_only=disk.read_only)
         if disk.format is not DiskFormat.RAW:
             unlock_disk(descriptor)
-        if disk.format is DiskFormat.VHDX and not disk.read_only:
+        if lock and disk.format is DiskFormat.VHDX and not disk.read_only:
             mend_image(disk.path)
         is_device = stat.S_ISBLK(os.fstat(descriptor).st_mode)
         yield OpenDisk(

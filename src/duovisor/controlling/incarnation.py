@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from contextlib import AsyncExitStack, ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
     from duovisor.hypervisor.vmm import Vmm
     from duovisor.process import Process
     from duovisor.sandbox import SandboxTools
-    from duovisor.spec.vm import VirtualMachineSpec
+    from duovisor.spec.vm import DiskSpec, VirtualMachineSpec
 
 T = TypeVar("T")
 
@@ -108,16 +110,24 @@ class Incarnation:
 
     # A life
 
-    async def begin(self, checked: CheckedStart, console_log: Path, *, die_with_owner: bool = False) -> None:
+    async def begin(
+        self,
+        checked: CheckedStart,
+        console_log: Path,
+        *,
+        die_with_owner: bool = False,
+        old: Incarnation | None = None,
+    ) -> None:
         """Start the processes; the VMM has not been greeted and runs nothing yet.
 
+        What the drivers of an ``old`` incarnation hold, those of this one are given too.
         Raises ``DuovisorError``; ``end`` undoes everything.
         """
         self.vmm.prepare()
         self.taps = open_taps(self.spec, self.held)
         inside = self.spec.design is Design.MONOLITHIC
         if not inside:
-            await self._start_devices(checked)
+            await self._start_devices(checked, old)
         self.vmm.launch(
             console_log,
             die_with_owner=die_with_owner,
@@ -126,6 +136,12 @@ class Incarnation:
         )
         if self.vmm.plan.bound:
             await self._start_late(self.vmm.plan.bound)
+
+    def list_images(self) -> list[tuple[DiskSpec, int]]:
+        """The raw images that drivers serve, with their descriptors."""
+        plans = [self.devices[disk_socket(index)].plan for index in range(len(self.spec.disks))]
+        pairs = zip(self.spec.disks, plans, strict=True)
+        return [(disk, plan.descriptors["image"]) for disk, plan in pairs if "image" in plan.descriptors]
 
     async def run(self) -> None:
         """Greet the VMM and start the processors. Raises ``VmmStartError`` or ``PartitionError``."""
@@ -265,17 +281,12 @@ class Incarnation:
         self._fixed = (*self._fixed, describe_process(process, device))
         self._note()
 
-    async def _start_devices(self, checked: CheckedStart) -> None:
-        for index, (disk, opened) in enumerate(zip(self.spec.disks, checked.disks, strict=True)):
-            if disk.format is DiskFormat.RAW:
-                self._add_device(plan_disk(self.spec, index, {"image": opened.descriptor}))
-                continue
-            name = disk_socket(index)
-            environment = self._build_format_environment(checked.tools, checked.capabilities)
-            keeper = FormatKeeper(environment, name, disk, opened.chain, self.record)
-            self._keepers[name] = keeper
-            await keeper.start()
-            self._add_device(plan_disk(self.spec, index, keeper.descriptors, keeper.size_bytes), keeper)
+    async def _start_devices(self, checked: CheckedStart, old: Incarnation | None) -> None:
+        if old is not None and old.spec.design is Design.MICROKERNELIZED:
+            for index in range(len(self.spec.disks)):
+                self._add_device(self._share(old.devices[disk_socket(index)].plan))
+        else:
+            await self._plan_disks(checked)
         for index in range(len(self.spec.nics)):
             if (tap := self.taps.get(nic_socket(index))) is not None:
                 self._add_device(plan_nic(self.spec, index, {"tap": tap}))
@@ -290,6 +301,25 @@ class Incarnation:
                 self.helpers[name] = start_network_helper(
                     passt, self.run_dir, name, nic, partial(self._record, device=name)
                 )
+
+    def _share(self, plan: DevicePlan) -> DevicePlan:
+        """The plan of another incarnation's device for the same one of ours."""
+        descriptors = {name: os.dup(descriptor) for name, descriptor in plan.descriptors.items()}
+        for descriptor in descriptors.values():
+            self.held.callback(os.close, descriptor)
+        return replace(plan, descriptors=descriptors)
+
+    async def _plan_disks(self, checked: CheckedStart) -> None:
+        for index, (disk, opened) in enumerate(zip(self.spec.disks, checked.disks, strict=True)):
+            if disk.format is DiskFormat.RAW:
+                self._add_device(plan_disk(self.spec, index, {"image": opened.descriptor}))
+                continue
+            name = disk_socket(index)
+            environment = self._build_format_environment(checked.tools, checked.capabilities)
+            keeper = FormatKeeper(environment, name, disk, opened.chain, self.record)
+            self._keepers[name] = keeper
+            await keeper.start()
+            self._add_device(plan_disk(self.spec, index, keeper.descriptors, keeper.size_bytes), keeper)
 
     async def _start_late(self, names: Iterable[str]) -> None:
         """Start the drivers that the VMM waits for on sockets of its own."""

@@ -64,7 +64,7 @@ class Machine:
         self.place = place
         self.current: Incarnation
         self.successor: Incarnation | None = None
-        self.decided = False
+        self.die_with_owner = False
         self.moving = asyncio.Lock()
         self.console: Console
         self.console_log: Path
@@ -128,6 +128,7 @@ class Machine:
             place = await make_place(spec.name, directories)
             undo.callback(place.remove)
             machine = cls(checked.decision, place, factories, tell, uuid=uuid)
+            machine.die_with_owner = die_with_owner
             machine.console_log = console_log or place.run_dir / "console.log"
             run_dir = place.open_incarnation(1)
             vmm = Vmm(checked.build_plan(run_dir, place), run_dir, checked.tools)
@@ -248,7 +249,6 @@ class Machine:
             started_at=self._started_at,
             current=self.current.describe(),
             successor=self.successor.describe() if self.successor is not None else None,
-            decided=self.decided,
         )
         write_description(self.run_dir, self.description)
         for incarnation in self.description.incarnations:

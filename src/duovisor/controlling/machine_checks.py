@@ -57,7 +57,7 @@ class CheckedStart(NamedTuple):
     def build_plan(self, run_dir: Path, place: Place) -> LaunchPlan:
         """The launch plan of a VMM with the folder ``run_dir``.
 
-        For UEFI, the VM's copy of the variables is made in its run folder.
+        For UEFI, the VM's copy of the variables is made in its run folder if it has none.
         """
         qemu_path, qemu = self.capabilities.require_qemu()
         uefi_code, uefi_template = find_ovmf()
@@ -67,7 +67,7 @@ class CheckedStart(NamedTuple):
             qemu=qemu_path,
             memory_file=place.memory_file,
             uefi_code=uefi_code,
-            uefi_vars=copy_uefi_variables(self.spec, uefi_template, place.run_dir / "uefi-vars.fd", owner),
+            uefi_vars=copy_uefi_variables(self.spec, uefi_template, place.uefi_variables, owner),
             block_devices=self.block_devices,
             chains=self.chains,
             device_types=tuple(device.device_type for device in self.devices),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from duovisor.controlling.run_folder import RunFolder
     from duovisor.directories import Directories
 
-CURRENT = "current"
+CURRENT, DECIDED = "current", "decided"
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,11 @@ class Place:
         return self.folder.path
 
     @property
+    def uefi_variables(self) -> Path:
+        """The VM's own copy of UEFI's variables, if it has UEFI."""
+        return self.run_dir / "uefi-vars.fd"
+
+    @property
     def memory_file(self) -> Path:
         """The file that is the guest's memory."""
         return self.memory.path / self.folder.path.name
@@ -41,6 +48,24 @@ class Place:
         path = self.run_dir / str(number)
         path.mkdir(mode=0o711)
         return path
+
+    def remove_incarnation(self, number: int) -> None:
+        """Remove the folder of an incarnation that has ended."""
+        shutil.rmtree(self.run_dir / str(number), ignore_errors=True)
+
+    def give_files(self, owner: int | None) -> None:
+        """Let the VMM that runs as ``owner`` have memory and variables; root has them anyway."""
+        for path in (self.memory_file, self.uefi_variables):
+            if owner is not None and path.exists():
+                os.chown(path, owner, owner)
+
+    def decide(self, number: int) -> None:
+        """Note that the incarnation ``number`` is told to go on in the place of the current one."""
+        (self.run_dir / DECIDED).write_text(str(number))
+
+    def undecide(self) -> None:
+        """The move is over."""
+        (self.run_dir / DECIDED).unlink(missing_ok=True)
 
     def point_to(self, number: int) -> None:
         """Let ``current`` in the run folder lead to an incarnation's folder. Raises ``OSError``."""

@@ -55,9 +55,11 @@ def find_ovmf() -> tuple[Path, Path] | tuple[None, None]:
 def copy_uefi_variables(
     spec: VirtualMachineSpec, template: Path | None, target: Path, owner: int | None
 ) -> Path | None:
-    """Give the VM a copy of the variables to write to, owned by ``owner``."""
+    """Give the VM a copy of the variables to write to, owned by ``owner``, unless it has one."""
     if spec.firmware is not Firmware.UEFI or template is None:
         return None
+    if target.exists():
+        return target
     shutil.copyfile(template, target)
     target.chmod(0o600)
     if owner is not None:

@@ -6,7 +6,7 @@ to the user, and carried out by ``hypervisor/vmm.py``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,6 +54,10 @@ class LaunchPlan:
                     argument = argument.replace(f"@{name}@", str(number))
             resolved.append(argument)
         return tuple(resolved)
+
+    def as_successor(self) -> LaunchPlan:
+        """The same VMM, but waiting for the state of another one's devices."""
+        return replace(self, argv=(*self.argv, "-incoming", "defer"))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from duovisor import process
 from duovisor.hypervisor.errors import HypervisorError, QmpTimeoutError, VmmGoneError, VmmStartError
 from duovisor.hypervisor.lifecycle import ENDED, Lifecycle, State
+from duovisor.hypervisor.migration import handover
 from duovisor.hypervisor.qemu.console import CONSOLE_LOG, QMP_SOCKET
 from duovisor.hypervisor.qemu.nics import nic_backend
 from duovisor.hypervisor.qmp import Qmp
@@ -277,6 +278,26 @@ class Vmm:
         """Ask the guest to shut down, as the ACPI power button does. Raises ``WrongStateError``."""
         self.lifecycle.require({State.RUNNING}, "shut down")
         await self._qmp.system_powerdown()
+
+    async def prepare_to_move(self) -> None:
+        """Have the VMM ready to save or load its devices' state; its guest does not notice.
+
+        Raises ``HandoverError`` for one that cannot, ``QmpError``, ``QmpTimeoutError`` or ``VmmGoneError``.
+        """
+        await handover.prepare(self._qmp)
+
+    async def save_state(self) -> bytes:
+        """The state of a paused machine's devices; the VMM has let go of its images then.
+
+        ``resume`` lets it go on, also after a failure. Raises as ``prepare_to_move``.
+        """
+        self.lifecycle.require({State.PAUSED}, "save the state of")
+        return await handover.save(self._qmp)
+
+    async def load_state(self, stream: bytes) -> None:
+        """Give a greeted successor the state of another's devices. Raises as ``prepare_to_move``."""
+        assert self.process is not None
+        await handover.load(self._qmp, stream, last_words=self.process.last_words)
 
     async def set_link(self, nic: str, *, up: bool) -> None:
         """Plug the cable of a network card in or out. Raises ``WrongStateError`` or ``QmpError``."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from duovisor.spec.vm import Accelerator
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from duovisor.hardware.qemu import QemuAbilities
     from duovisor.spec.vm import VirtualMachineSpec
 
@@ -22,6 +25,11 @@ def build_machine(spec: VirtualMachineSpec, qemu: QemuAbilities, accelerator: Ac
         "-smp", f"{spec.cpus},sockets=1,cores={spec.cpus},threads=1",
         "-rtc", "base=utc",
     ]  # fmt: skip
+
+
+def read_machine_type(argv: Sequence[str]) -> str:
+    """The versioned machine type in a command line that ``build_machine`` made."""
+    return next(value for option, value in pairwise(argv) if option == "-machine").partition(",")[0]
 
 
 def build_accelerator(accelerator: Accelerator) -> list[str]:

@@ -1,0 +1,88 @@
+"""What speaks against a move, before anything is touched; and what the successor is planned from."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from duovisor.controlling.disk_files import open_disk
+from duovisor.controlling.formats.chain import read_chain
+from duovisor.controlling.machine_checks import CheckedStart
+from duovisor.controlling.machine_networks import check_networks
+from duovisor.controlling.moving.errors import MoveRefusedError
+from duovisor.controlling.preflight import check_boot_files, find_sandbox_tools
+from duovisor.controlling.supervision.records import DeviceState
+from duovisor.hypervisor.lifecycle import State
+from duovisor.hypervisor.qemu.machine import read_machine_type
+from duovisor.spec.vm import Design, DiskFormat
+
+if TYPE_CHECKING:
+    from duovisor.controlling.disk_files import OpenDisk
+    from duovisor.controlling.machine import Machine
+    from duovisor.hardware.capabilities import HostCapabilities
+    from duovisor.hypervisor.qemu.images import ImageFile
+    from duovisor.spec.vm import DiskSpec, VirtualMachineSpec
+
+
+def check_move(machine: Machine, design: Design, capabilities: HostCapabilities) -> CheckedStart:
+    """Check that a VM can move to a VMM of ``design`` and of the QEMU in ``capabilities``.
+
+    Raises ``MoveRefusedError`` or another ``DuovisorError``, with nothing left open.
+    """
+    machine.vmm.lifecycle.require({State.RUNNING}, "move")
+    spec = machine.spec.model_copy(update={"design": design})
+    check_carried(machine.spec, design)
+    for device in machine.devices.values():
+        if device.state is not DeviceState.RUNNING:
+            raise MoveRefusedError(
+                f"{spec.name} does not move while {device.plan.device} is {device.state}",
+                remedy=f"duovisor driver list {spec.name} shows its drivers",
+            )
+    check_boot_files(spec)
+    check_networks(spec)
+    _, qemu = capabilities.require_qemu()
+    # the guest keeps the machine that it booted on, whatever newer ones a newer QEMU has
+    pinned = replace(qemu, q35_machine=read_machine_type(machine.vmm.plan.argv))
+    with ExitStack() as stack:
+        disks: tuple[OpenDisk, ...] = ()
+        if (machine.spec.design, design) == (Design.MONOLITHIC, Design.MICROKERNELIZED):
+            disks = tuple(stack.enter_context(open_disk(disk, lock=False)) for disk in spec.disks)
+        chains = tuple(map(_look_at, spec.disks))
+        return CheckedStart(
+            spec=spec,
+            capabilities=replace(capabilities, qemu=pinned),
+            decision=machine.decision,
+            tools=find_sandbox_tools(design, capabilities),
+            disks=disks,
+            open_disks=stack.pop_all(),
+            block_devices=frozenset(chain[0].path for chain in chains if chain[0].is_block_device),
+            chains=chains,
+            devices=(),
+        )
+
+
+def check_carried(spec: VirtualMachineSpec, design: Design) -> None:
+    """What of a VM's devices QEMU cannot carry to a VMM of ``design``. Raises ``MoveRefusedError``."""
+    outside = Design.MICROKERNELIZED in (spec.design, design)
+    if spec.nics:
+        raise MoveRefusedError("nic0 cannot be carried over", remedy="stop the VM")
+    if spec.devices and outside:
+        raise MoveRefusedError(
+            "device0 cannot be carried over: QEMU does not migrate vhost-user-rng and its like",
+            remedy="stop the VM, or leave its devices out",
+        )
+    for index, disk in enumerate(spec.disks):
+        if disk.format is not DiskFormat.RAW and outside:
+            raise MoveRefusedError(
+                f"disk{index} is in the format {disk.format}, whose process holds the image as long as its "
+                "VMM runs",
+                remedy="use a raw image, or stop the VM",
+            )
+
+
+def _look_at(disk: DiskSpec) -> tuple[ImageFile, ...]:
+    if disk.format is not DiskFormat.RAW:
+        return tuple(read_chain(disk.path, disk.format))
+    with open_disk(disk, lock=False) as opened:
+        return opened.chain

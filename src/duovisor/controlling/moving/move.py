@@ -1,0 +1,196 @@
+"""Moves a running VM to another VMM beside its own: guest memory stays, the devices' state is carried over.
+
+The guest stands still from ``pause`` to ``go``. Until the successor was told to go, the old VMM has lost
+nothing: whatever fails before, it goes on. From then on it never may, for the guest's memory is the other's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from duovisor.controlling.moving.checks import check_move
+from duovisor.controlling.moving.disks import hand_over_disks, write_out
+from duovisor.controlling.moving.errors import MoveFailedError
+from duovisor.controlling.moving.report import MoveReport, Step, ignore_steps
+from duovisor.errors import DuovisorError
+from duovisor.hypervisor.errors import QmpError
+from duovisor.hypervisor.lifecycle import State
+from duovisor.hypervisor.migration.translator import translate
+from duovisor.hypervisor.qemu.console import CONSOLE_SOCKET
+from duovisor.hypervisor.vmm import Vmm
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from duovisor.controlling.incarnation import Incarnation
+    from duovisor.controlling.machine import Machine
+    from duovisor.controlling.machine_checks import CheckedStart
+    from duovisor.controlling.moving.report import Follow
+    from duovisor.hardware.capabilities import HostCapabilities
+    from duovisor.spec.vm import Design
+
+
+async def move(
+    machine: Machine, design: Design, capabilities: HostCapabilities, follow: Follow = ignore_steps
+) -> MoveReport:
+    """Move a running VM to a new VMM of ``design``, of the QEMU in ``capabilities``.
+
+    Raises ``MoveRefusedError`` or another ``DuovisorError`` before anything is touched, ``MoveFailedError``
+    when something went wrong under way: the VM runs on as it was then, unless its state says otherwise.
+    """
+    async with machine.moving:
+        checked = check_move(machine, design, capabilities)
+        return await _Move(machine, checked, follow).run()
+
+
+class _Move:
+    def __init__(self, machine: Machine, checked: CheckedStart, follow: Follow) -> None:
+        self._machine = machine
+        self._checked = checked
+        self._follow = follow
+        self._old = machine.current
+        self._began = time.monotonic()
+        self._step_began = self._began
+        self._step = Step.START
+        self._step_ms: dict[Step, float] = {}
+        self._paused_at = 0.0
+        self._went_at = 0.0
+        self._stream_bytes = 0
+
+    async def run(self) -> MoveReport:
+        machine, old = self._machine, self._old
+        new = self._open_successor()
+        old_pid = machine.description.processes[0].pid
+        try:
+            await self._start(new)
+            await self._prepare(new)
+            await self._cut_over(new)
+        except BaseException as error:
+            await asyncio.shield(self._abandon(new))
+            if isinstance(error, DuovisorError | OSError):
+                raise self._explain(error) from error
+            raise
+        self._enter(Step.END)
+        await asyncio.shield(self._conclude(new))
+        ended = time.monotonic()
+        self._step_ms[self._step] = (ended - self._step_began) * 1000
+        return MoveReport(
+            old_design=old.spec.design,
+            new_design=new.spec.design,
+            old_pid=old_pid,
+            new_pid=machine.description.processes[0].pid,
+            pause_ms=(self._went_at - self._paused_at) * 1000,
+            total_ms=(ended - self._began) * 1000,
+            stream_bytes=self._stream_bytes,
+            step_ms=self._step_ms,
+        )
+
+    def _enter(self, step: Step) -> None:
+        now = time.monotonic()
+        if step is not self._step:
+            self._step_ms[self._step] = (now - self._step_began) * 1000
+        self._step, self._step_began = step, now
+        self._follow(step)
+
+    def _explain(self, error: BaseException) -> MoveFailedError:
+        said = error.message if isinstance(error, DuovisorError) else str(error)
+        remedy = error.remedy if isinstance(error, DuovisorError) else ""
+        where = f"cannot {self._step} of {self._machine.name}: {said}"
+        if self._machine.vmm.state is State.RUNNING:
+            return MoveFailedError(f"{where}; it runs on as it was", remedy=remedy)
+        return MoveFailedError(f"{where}; it is {self._machine.vmm.state}", remedy=remedy)
+
+    def _open_successor(self) -> Incarnation:
+        """The folder and the plan of the successor; nothing runs yet."""
+        machine, checked = self._machine, self._checked
+        number = self._old.number + 1
+        with ExitStack() as undo:
+            held = undo.enter_context(checked.open_disks)
+            run_dir = machine.place.open_incarnation(number)
+            undo.callback(machine.place.remove_incarnation, number)
+            plan = checked.build_plan(run_dir, machine.place).as_successor()
+            new = machine.make_incarnation(number, checked.spec, Vmm(plan, run_dir, checked.tools), held)
+            undo.pop_all()
+        machine.successor = new
+        machine.write()
+        return new
+
+    async def _start(self, new: Incarnation) -> None:
+        self._enter(Step.START)
+        machine = self._machine
+        machine.place.give_files(new.vmm.owner)
+        await new.begin(
+            self._checked, machine.console_log, die_with_owner=machine.die_with_owner, old=self._old
+        )
+        await new.unless_lost(new.vmm.greet())
+        new.settle()
+        await self._old.vmm.prepare_to_move()
+        await new.vmm.prepare_to_move()
+
+    async def _prepare(self, new: Incarnation) -> None:
+        """What can be done before the guest stands still, so that it stands still for less."""
+        self._enter(Step.SETTLE)
+        await self._machine.console.listen(new.vmm.socket_path(CONSOLE_SOCKET))
+        await asyncio.to_thread(write_out, self._old)
+
+    async def _cut_over(self, new: Incarnation) -> None:
+        machine, old = self._machine, self._old
+        self._enter(Step.PAUSE)
+        self._paused_at = time.monotonic()
+        await old.vmm.pause()
+        self._enter(Step.SAVE)
+        stream = await old.vmm.save_state()
+        self._stream_bytes = len(stream)
+        self._enter(Step.TRANSLATE)
+        translated = translate(stream, new.spec.design)
+        self._enter(Step.LOAD)
+        await new.vmm.load_state(translated)
+        self._enter(Step.HAND_OVER)
+        with self._undone_on_failure() as undo:
+            hand_over_disks(old, new, undo)
+            machine.place.decide(new.number)
+            undo.callback(machine.place.undecide)
+            self._enter(Step.GO)
+            try:
+                await new.unless_lost(new.vmm.go())
+            except QmpError:
+                raise  # it refused: it has never run
+            except BaseException:
+                # it may have run: the guest's memory is no longer what the old VMM's devices know
+                if old.vmm.process is not None:
+                    await asyncio.shield(old.vmm.process.kill())
+                raise
+        self._went_at = time.monotonic()
+
+    @contextmanager
+    def _undone_on_failure(self) -> Iterator[ExitStack]:
+        with ExitStack() as undo:
+            yield undo
+            undo.pop_all()
+
+    async def _conclude(self, new: Incarnation) -> None:
+        """The successor runs: it is the VM from now on, and the old one goes."""
+        machine, old = self._machine, self._old
+        machine.current, machine.successor = new, None
+        machine.write()
+        machine.place.undecide()
+        machine.place.point_to(new.number)
+        await machine.console.move()
+        await old.end()
+        machine.place.remove_incarnation(old.number)
+
+    async def _abandon(self, new: Incarnation) -> None:
+        """The old one goes on, and the successor is taken off the host."""
+        machine = self._machine
+        if self._old.vmm.state is State.PAUSED:
+            with suppress(DuovisorError):
+                await self._old.vmm.resume()
+        await machine.console.stay()
+        machine.successor = None
+        await new.end()
+        machine.place.remove_incarnation(new.number)
+        machine.place.give_files(self._old.vmm.owner)
+        machine.write()
