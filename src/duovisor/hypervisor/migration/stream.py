@@ -31,10 +31,11 @@ IGNORE_SHARED = "x-ignore-shared"
 _MAGIC, _VERSION = 0x5145564D, 3
 _EOF, _START, _PART, _END, _FULL, _SUBSECTION = 0x00, 0x01, 0x02, 0x03, 0x04, 0x05
 _DESCRIPTION, _CONFIGURATION, _COMMAND, _FOOTER = 0x06, 0x07, 0x08, 0x7E
-_OPEN_RETURN_PATH, _PING = 1, 2
-_COMMAND_BYTES = {_OPEN_RETURN_PATH: 0, _PING: 4}  # the others belong to post-copy and COLO
+_OPEN_RETURN_PATH, _PING, _SWITCHOVER_START = 1, 2, 11  # the last since QEMU 10.0
+_COMMAND_BYTES = {_OPEN_RETURN_PATH: 0, _PING: 4, _SWITCHOVER_START: 0}  # others: of post-copy and COLO
 _DESCRIPTION_HEADER = 5
-_DESCRIPTION_START = b'{"page_size": '
+# before QEMU 9.1, and since
+_DESCRIPTION_STARTS = (b'{"page_size": ', b'{"configuration": ')
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +77,15 @@ def parse_stream(data: bytes) -> Stream:
 def find_description(data: bytes) -> int:
     """Where the VM description's text begins. Raises ``StreamError``.
 
-    Only the walk to this place proves that it is one: so far it is the last text that looks so.
+    Only the walk to this place proves that it is one: so far it is text that looks so and goes to the end.
     """
-    start = data.rfind(_DESCRIPTION_START)
-    header = start - _DESCRIPTION_HEADER
-    if header < 0 or data[header] != _DESCRIPTION:
-        raise StreamError(len(data), "no VM description at the end: cut off, or not of QEMU")
-    if int.from_bytes(data[header + 1 : start], "big") != len(data) - start:
-        raise StreamError(header, "the VM description is not of the length that it says")
-    return start
+    for text in _DESCRIPTION_STARTS:
+        start = data.rfind(text)
+        header = start - _DESCRIPTION_HEADER
+        length = len(data) - start
+        if header >= 0 and data[header:start] == bytes((_DESCRIPTION,)) + length.to_bytes(4, "big"):
+            return start
+    raise StreamError(len(data), "no VM description at the end: cut off, or not of QEMU")
 
 
 class _Parser:
