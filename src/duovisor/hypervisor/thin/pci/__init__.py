@@ -1,0 +1,1 @@
+"""The guest's PCI bus: configuration space, base addresses, MSI-X."""
