@@ -42,6 +42,9 @@ MEANINGS: dict[str, Meaning] = {
     # hypervisor
     "hypervisor": _FAILED,
     "wrong-state": _CONFLICT,
+    "kvm-refused": _HOST_CANNOT,
+    "boot-image": Meaning(409, 2),
+    "thin-config": _FAILED,
     "plan-refused": _WRONG_REQUEST,
     "vmm-start-failed": _FAILED,
     "vmm-gone": Meaning(409, 6),
@@ -72,6 +75,7 @@ MEANINGS: dict[str, Meaning] = {
     "disk-file": Meaning(409, 2),
     "disk-locked": _CONFLICT,
     "driver-file": Meaning(409, 2),
+    "key-file": Meaning(409, 2),
     "network": Meaning(409, 2),
     "partition-failed": _FAILED,
     "partition-gone": _FAILED,

@@ -1,0 +1,1 @@
+"""The thin VMM: processors, memory, interrupts and the channel, straight over KVM's ioctls."""

@@ -1,0 +1,65 @@
+"""A thin VMM's process: ``python -m duovisor.hypervisor.thin --config JSON --descriptor NAME=NUMBER…``."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import sys
+
+from duovisor.channel.event_loop import EventLoop
+from duovisor.errors import DuovisorError
+from duovisor.hypervisor.thin.config import CONTROL, parse_arguments
+from duovisor.hypervisor.thin.control import ControlServer
+from duovisor.hypervisor.thin.machine import SHUT_DOWN, Machine, tell
+from duovisor.hypervisor.thin.monitor import build_commands
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the machine to its end; the exit status."""
+    try:
+        return run(arguments)
+    except DuovisorError as error:
+        tell("thin VMM", str(error))
+        return 1
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Build the machine, wait for its drivers, then do what the control socket says."""
+    config = parse_arguments(arguments)
+    loop = EventLoop()
+    server: ControlServer | None = None
+
+    def emit(event: str, data: dict[str, Any]) -> None:
+        if server is not None:
+            server.emit(event, data)
+
+    machine = Machine(config, loop, emit)
+    machine.load_kernel()
+    machine.wait_drivers()
+    server = ControlServer(socket.socket(fileno=config.descriptors[CONTROL]), loop, build_commands(machine))
+
+    def terminate(*_: object) -> None:
+        if machine.status != SHUT_DOWN:
+            machine.end(guest=False, reason="host-signal")
+        loop.wake()
+
+    signal.signal(signal.SIGTERM, terminate)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.freeze()
+    server.start()
+    while machine.status != SHUT_DOWN:
+        loop.turn()
+    server.close()
+    return 0
+
+
+if __name__ == "__main__":
+    # at once: the interpreter's own end would meet threads that are still in it
+    os._exit(main(sys.argv[1:]))

@@ -1,0 +1,155 @@
+"""The control socket: QMP, the protocol that QEMU speaks too, so that both VMMs are driven by the same code.
+
+One client at a time; the next one waits until it has gone. Source: QEMU docs/interop/qmp-spec.rst.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import socket
+import time
+
+from duovisor.hypervisor.errors import HypervisorError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    from duovisor.channel.event_loop import EventLoop
+
+    Command = Callable[[dict[str, Any]], Any]
+
+LINE_BYTES_MAX = 64 << 10
+READ_BYTES = 16 << 10
+SEND_TIMEOUT_S = 2.0
+DESCRIPTORS_MAX = 8
+GREETING = {
+    "QMP": {
+        "version": {"qemu": {"major": 0, "minor": 0, "micro": 0}, "package": "duovisor"},
+        "capabilities": [],
+    }
+}
+
+
+class ControlServer:
+    """Serves ``commands`` on a listening socket; ``emit`` tells the client of an event.
+
+    ``descriptors`` are those that a client has sent and named with ``getfd``.
+    """
+
+    def __init__(self, listener: socket.socket, loop: EventLoop, commands: Mapping[str, Command]) -> None:
+        self.descriptors: dict[str, int] = {}
+        self._listener = listener
+        self._loop = loop
+        self._commands = {**commands, "getfd": self._take_descriptor}
+        self._client: socket.socket | None = None
+        self._negotiated = False
+        self._buffer = b""
+        self._received: list[int] = []
+
+    def start(self) -> None:
+        """From now on, greet whoever connects."""
+        self._listener.setblocking(False)
+        self._loop.watch(self._listener.fileno(), self._accept)
+
+    def emit(self, event: str, data: dict[str, Any]) -> None:
+        """Tell the client; without one, nobody is told."""
+        if self._client is not None and self._negotiated:
+            now_us = time.time_ns() // 1000
+            stamp = {"seconds": now_us // 1_000_000, "microseconds": now_us % 1_000_000}
+            self._send({"event": event, "data": data, "timestamp": stamp})
+
+    def _accept(self) -> None:
+        try:
+            client, _ = self._listener.accept()
+        except BlockingIOError:
+            return
+        self._loop.unwatch(self._listener.fileno())
+        client.settimeout(SEND_TIMEOUT_S)
+        self._client, self._negotiated, self._buffer = client, False, b""
+        self._loop.watch(client.fileno(), self._read)
+        self._send(GREETING)
+
+    def _drop(self) -> None:
+        if self._client is not None:
+            self._loop.unwatch(self._client.fileno())
+            self._client.close()
+            self._client = None
+            while self._received:
+                os.close(self._received.pop())
+            self._loop.watch(self._listener.fileno(), self._accept)
+
+    def _read(self) -> None:
+        assert self._client is not None
+        space = socket.CMSG_SPACE(DESCRIPTORS_MAX * 4)
+        try:
+            data, ancillary, *_ = self._client.recvmsg(READ_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+        except OSError:
+            data, ancillary = b"", []
+        for level, kind, content in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                numbers = array.array("i")
+                numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
+                self._received.extend(numbers)
+        self._buffer += data
+        while b"\n" in self._buffer:
+            line, self._buffer = self._buffer.split(b"\n", 1)
+            if line.strip():
+                self._answer(line)
+        if not data or len(self._buffer) > LINE_BYTES_MAX:
+            self._drop()
+
+    def _answer(self, line: bytes) -> None:
+        identity = None
+        try:
+            request = json.loads(line)
+            identity = request.get("id")
+            reply = {"return": self._execute(request["execute"], request.get("arguments") or {})}
+        except HypervisorError as error:
+            reply = _build_error(str(error))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reply = _build_error(f"not a request: {error}")
+        if identity is not None:
+            reply["id"] = identity
+        self._send(reply)
+
+    def _execute(self, command: str, arguments: dict[str, Any]) -> Any:
+        if command == "qmp_capabilities":
+            self._negotiated = True
+            return {}
+        if not self._negotiated:
+            raise HypervisorError("capabilities were not negotiated: qmp_capabilities comes first")
+        if command not in self._commands:
+            raise HypervisorError(f"there is no command {command}")
+        return self._commands[command](arguments)
+
+    def _take_descriptor(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """``getfd``: name the descriptor that came with this command."""
+        if not self._received:
+            raise HypervisorError("no descriptor came with getfd")
+        name = str(arguments["fdname"])
+        if (old := self.descriptors.pop(name, None)) is not None:
+            os.close(old)
+        self.descriptors[name] = self._received.pop(0)
+        return {}
+
+    def _send(self, message: dict[str, Any]) -> None:
+        if self._client is None:
+            return
+        try:
+            self._client.sendall(json.dumps(message).encode() + b"\r\n")
+        except OSError:  # it has gone, or does not read
+            self._drop()
+
+    def close(self) -> None:
+        """Say goodbye to the client: what was sent is delivered."""
+        if self._client is not None:
+            self._client.close()
+        self._listener.close()
+
+
+def _build_error(description: str) -> dict[str, Any]:
+    return {"error": {"class": "GenericError", "desc": description}}

@@ -1,0 +1,36 @@
+"""The commands of the control socket: the subset of QMP by which ``hypervisor/vmm.py`` drives a VMM."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from duovisor.hypervisor.thin.machine import Machine
+
+    Command = Callable[[dict[str, Any]], Any]
+
+
+def build_commands(machine: Machine) -> dict[str, Command]:
+    """The table of commands; names and results are QEMU's, but for those that begin with ``x-duovisor-``."""
+
+    def query_status() -> dict[str, Any]:
+        return {"status": machine.status, "running": machine.status == "running"}
+
+    def do(action: Callable[[], object]) -> Command:
+        def run(_: dict[str, Any]) -> Any:
+            action()
+            return {}
+
+        return run
+
+    return {
+        "query-status": lambda _: query_status(),
+        "cont": do(machine.cont),
+        "stop": do(machine.stop),
+        "system_reset": do(lambda: machine.reset(guest=False, reason="host-qmp-system-reset")),
+        "system_powerdown": do(machine.press_power_button),
+        "quit": do(lambda: machine.end(guest=False, reason="host-qmp-quit")),
+        "x-duovisor-exits": lambda _: machine.count_exits(),
+    }
