@@ -15,7 +15,7 @@ from bench.native_load import QUEUE_SIZE, Load
 
 import duovisor
 from duovisor.channel.frontend import FrontEnd
-from duovisor.controlling.machine_devices import POLL_US
+from duovisor.controlling.machine_disks import POLL_US
 from duovisor.controlling.python_runtime import interpreter
 
 if TYPE_CHECKING:

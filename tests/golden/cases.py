@@ -24,11 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Case:
-    """``arguments`` of ``duovisor run``; ``document`` is the TOML file that ``SPEC`` stands for."""
+    """``arguments`` of ``duovisor run``; ``document`` is the TOML file that ``SPEC`` stands for.
+
+    ``refused_inside``: the monolithic design cannot have it.
+    """
 
     name: str
     arguments: tuple[str, ...]
     document: str = ""
+    refused_inside: bool = False
 
 
 CASES = (
@@ -78,8 +82,19 @@ driver_hang_s = 5
     ),
     Case("image", ("--name", "image", "--image", "probe", "--disk", "/srv/scratch.raw,serial=scratch")),
     Case(
+        "drivers",
+        ("SPEC", "--disk", "/srv/secret.raw,driver=encrypted,key_file=/srv/secret.key,sector_bytes=4096"),
+        """
+name = "drivers"
+[[disks]]
+driver = "/srv/mine.py"
+options = {flip = 3}
+""",
+        refused_inside=True,
+    ),
+    Case(
         "devices",
-        ("SPEC",),
+        ("SPEC", "--device", "rng"),
         """
 name = "devices"
 [[devices]]

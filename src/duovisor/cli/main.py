@@ -23,6 +23,7 @@ COMMANDS = {
     "run": ("run", "Run a virtual machine in the foreground."),
     "vm": ("vm", "Define, run and watch virtual machines."),
     "driver": ("driver", "List the drivers that run beside VMs."),
+    "disk-key": ("disk_key", "Make keys for encrypted disks."),
     "operation": ("operation", "List, follow and cancel operations."),
     "event": ("event", "List and follow events."),
     "token": ("token", "Make, list and revoke tokens for the HTTPS API."),

@@ -36,18 +36,24 @@ def build_spec_from(
 
 
 def _find_drivers(document: dict[str, Any], folder: Path) -> None:
-    """Make the paths of drivers' files absolute: ``folder`` is where the specification lies."""
+    """Make the paths of drivers' files and keys absolute: ``folder`` is where the specification lies."""
+    for key in ("devices", "disks"):
+        entries = document.get(key)
+        if isinstance(entries, list | tuple):  # else the check of the whole says what is wrong
+            document[key] = [
+                _find_files(entry, folder) if isinstance(entry, dict) else entry for entry in entries
+            ]
+
+
+def _find_files(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
     from duovisor.spec.vm import DRIVER_SUFFIX
 
-    devices = document.get("devices")
-    if not isinstance(devices, list | tuple):
-        return  # the check of the whole says what is wrong
-    document["devices"] = [
-        {**device, "driver": str((folder / device["driver"]).absolute())}
-        if isinstance(device, dict) and str(device.get("driver", "")).endswith(DRIVER_SUFFIX)
-        else device
-        for device in devices
-    ]
+    found = dict(entry)
+    if str(entry.get("driver", "")).endswith(DRIVER_SUFFIX):
+        found["driver"] = str((folder / entry["driver"]).absolute())
+    if isinstance(entry.get("key_file"), str) and entry["key_file"]:
+        found["key_file"] = str((folder / entry["key_file"]).absolute())
+    return found
 
 
 def find_image(client: ServiceClient, name: str) -> Image:

@@ -29,7 +29,8 @@ _OPTIONS = (
         "disks",
         multiple=True,
         metavar="PATH[,KEY=VALUE…]",
-        help="A disk; keys: format, cache, read_only, serial, queues, queue_size. Repeatable.",
+        help="A disk; keys: format, cache, read_only, serial, queues, queue_size, driver, key_file, "
+        "sector_bytes. Repeatable.",
     ),
     click.option(
         "--nic",
@@ -37,6 +38,13 @@ _OPTIONS = (
         multiple=True,
         metavar="user|bridge=NAME[,KEY=VALUE…]",
         help="A NIC; keys: mac, mac_filter. Repeatable.",
+    ),
+    click.option(
+        "--device",
+        "devices",
+        multiple=True,
+        metavar="rng|FILE.py",
+        help="An entropy source, or a device with a driver of your own. Repeatable.",
     ),
     click.option(
         "--forward",
@@ -82,6 +90,9 @@ def build_document(base: Mapping[str, Any], options: Mapping[str, Any]) -> dict[
         document.setdefault("firmware", "direct-kernel")
     if options["disks"]:
         document["disks"] = [*document.get("disks", ()), *map(parse_disk, options["disks"])]
+    if options["devices"]:
+        devices = [{"driver": find_driver(each)} for each in options["devices"]]
+        document["devices"] = [*document.get("devices", ()), *devices]
     if options["nics"] or options["forwards"]:
         document["nics"] = _add_nics(document.get("nics", ()), options["nics"], options["forwards"])
     return document
@@ -92,6 +103,7 @@ def _check_kinds(document: Mapping[str, Any]) -> None:
     for key, kind, name in (
         ("disks", list | tuple, "a list"),
         ("nics", list | tuple, "a list"),
+        ("devices", list | tuple, "a list"),
         ("ports", list | tuple, "a list"),
         ("kernel", dict, "a mapping"),
     ):
@@ -112,7 +124,16 @@ def parse_disk(text: str) -> dict[str, Any]:
     for setting in settings:
         key, _, value = setting.partition("=")
         document[key] = value if value else True
+    if document.get("driver"):
+        document["driver"] = find_driver(str(document["driver"]))
+    if isinstance(document.get("key_file"), str):
+        document["key_file"] = str(Path(document["key_file"]).absolute())
     return document
+
+
+def find_driver(text: str) -> str:
+    """A driver as it was typed: its name, or the absolute path of its file."""
+    return str(Path(text).absolute()) if text.endswith(".py") else text
 
 
 def parse_nic(text: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_
 _MEMORY_NAME = "duovisor-driver"
 MEMORY_FILE = f"/memfd:{_MEMORY_NAME}"  # as /proc tells it
 MANUAL = "docs/write-a-driver.md shows one"
+DISK_TYPE = 2  # virtio 1.2, section 5.2
 
 
 class OpenDriver(NamedTuple):
@@ -49,6 +50,18 @@ def open_driver(path: str) -> Iterator[OpenDriver]:
         yield look_at_driver(descriptor, path)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def open_disk_driver(path: str) -> Iterator[OpenDriver]:
+    """The same for the driver of a disk, which need not say its type. Raises ``DriverFileError``."""
+    with open_driver(path) as opened:
+        if opened.device_type not in (None, DISK_TYPE):
+            raise DriverFileError(
+                f"driver {path} is for a device of type {opened.device_type}; a disk has type {DISK_TYPE}",
+                remedy="devices of other types are listed under devices",
+            )
+        yield opened
 
 
 def look_at_driver(descriptor: int, path: str) -> OpenDriver:

@@ -35,6 +35,12 @@ class DiskFileError(ControllingError):
     code = "disk-file"
 
 
+class KeyFileError(ControllingError):
+    """The key of an encrypted disk is missing, not a key, or open to others."""
+
+    code = "key-file"
+
+
 class DiskLockedError(ControllingError):
     """A disk's file is in use by another VM."""
 

@@ -23,13 +23,14 @@ from duovisor.controlling.description import (
 )
 from duovisor.controlling.errors import PartitionError
 from duovisor.controlling.leftovers import adopt_process
-from duovisor.controlling.machine_devices import plan_disk, plan_nic
+from duovisor.controlling.machine_devices import plan_nic
+from duovisor.controlling.machine_disks import adopt_disk, plan_disk
 from duovisor.controlling.machine_drivers import adopt_device, plan_device
 from duovisor.controlling.machine_formats import adopt_keeper, build_format_environment, is_format_process
 from duovisor.controlling.machine_networks import adopt_tap, open_taps
 from duovisor.controlling.network_helper import start_network_helper
 from duovisor.controlling.preflight import find_sandbox_tools
-from duovisor.controlling.supervision.adoption import adopt_crew, adopt_image
+from duovisor.controlling.supervision.adoption import adopt_crew
 from duovisor.controlling.supervision.device import DeviceSupervisor
 from duovisor.controlling.supervision.format import FormatKeeper
 from duovisor.hypervisor.errors import HypervisorError, VmmGoneError, WrongStateError
@@ -312,7 +313,7 @@ class Incarnation:
     async def _plan_disks(self, checked: CheckedStart) -> None:
         for index, (disk, opened) in enumerate(zip(self.spec.disks, checked.disks, strict=True)):
             if disk.format is DiskFormat.RAW:
-                self._add_device(plan_disk(self.spec, index, {"image": opened.descriptor}))
+                self._add_device(plan_disk(self.spec, index, opened.descriptors, files=self.held))
                 continue
             name = disk_socket(index)
             environment = self._build_format_environment(checked.tools, checked.capabilities)
@@ -348,9 +349,8 @@ class Incarnation:
             if disk.format is not DiskFormat.RAW:
                 await self._adopt_formatted(index, left, await asyncio.to_thread(capabilities))
                 continue
-            image = adopt_image(disk, [each.pid for each in found])
-            self.held.callback(image.close)
-            await self._adopt_device(plan_disk(self.spec, index, {"image": image.descriptor}), found)
+            descriptors = adopt_disk(disk, [each.pid for each in found], self.held)
+            await self._adopt_device(plan_disk(self.spec, index, descriptors, files=self.held), found)
         for index, nic in enumerate(self.spec.nics):
             if nic.bridge is not None:
                 found = _find_partitions(left, nic_socket(index))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from duovisor.controlling.driver_files import MANUAL, MEMORY_FILE, look_at_driver, open_driver
 from duovisor.controlling.errors import DriverFileError
+from duovisor.controlling.partitions.factory import Modules
 from duovisor.controlling.partitions.limits import build_limits
 from duovisor.controlling.supervision.adoption import is_memory_file, take_descriptor
 from duovisor.controlling.supervision.plan import DevicePlan
@@ -77,7 +78,7 @@ def plan_device(spec: VirtualMachineSpec, index: int, opened: OpenDevice, files:
         uid=uid_of(spec.name),
         limits=build_limits(spec.memory_mib),
         kind=KIND,
-        library=own,
+        modules=Modules.LIBRARY if own else Modules.USUAL,
         source_code=driver.digest if driver is not None else "",
         reread=partial(_reread, spec, index, opened.device_type, files) if own else None,
     )

@@ -24,6 +24,7 @@ MAX_DISKS = 12  # PCI slots 0x10 to 0x1b of the root bus, see hypervisor/qemu/pc
 MAX_NICS = 8  # PCI slots 0x08 to 0x0f
 MAX_DEVICES = 5  # PCI slots 0x03 to 0x07
 ENTROPY_DRIVER = "rng"
+BLOCK_DRIVER, ENCRYPTED_DRIVER = "block", "encrypted"
 DRIVER_SUFFIX = ".py"
 QUEUE_SIZE_MAX = 1024  # VIRTQUEUE_MAX_SIZE in QEMU's include/hw/virtio/virtio.h
 
@@ -135,6 +136,12 @@ def _check_power_of_two(number: int) -> int:
     return number
 
 
+def _check_sector(number: int) -> int:
+    if number not in (512, 4096):
+        raise ValueError(f"{number} is neither 512 nor 4096")
+    return number
+
+
 def _read_memory(value: Any) -> Any:
     if not isinstance(value, str):
         return value
@@ -156,9 +163,18 @@ def _check_driver(driver: str) -> str:
     return _check_text(driver)
 
 
+def _check_disk_driver(driver: str) -> str:
+    if driver not in (BLOCK_DRIVER, ENCRYPTED_DRIVER) and not driver.endswith(DRIVER_SUFFIX):
+        raise ValueError(
+            f"{driver!r} is neither {BLOCK_DRIVER} nor {ENCRYPTED_DRIVER} nor a Python file, as in ./mine.py"
+        )
+    return _check_text(driver)
+
+
 PortName = Annotated[str, AfterValidator(_check_port)]
 Text = Annotated[str, AfterValidator(_check_text)]
 DriverName = Annotated[str, AfterValidator(_check_driver)]
+DiskDriverName = Annotated[str, AfterValidator(_check_disk_driver)]
 OptionName = Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_]{0,62}$")]
 OptionValue = bool | int | float | Annotated[str, StringConstraints(max_length=4096)]
 
@@ -182,9 +198,16 @@ class DiskSpec(SpecModel):
 
     Microkernelized design: ``on_driver_failure`` is what happens when its drivers keep dying; one that
     completes no request of a waiting guest for ``driver_hang_s`` seconds is replaced (0: never).
+
+    ``driver`` is ``block``; or ``encrypted``, with a key in ``key_file`` and in units of ``sector_bytes``; or
+    a Python file of yours, which gets ``options`` and may do without a ``path``.
     """
 
-    path: Text = Field(min_length=1)
+    path: Text = ""
+    driver: DiskDriverName = BLOCK_DRIVER
+    key_file: Annotated[Text, StringConstraints(min_length=1)] | None = None
+    sector_bytes: Annotated[int, AfterValidator(_check_sector)] = 512
+    options: dict[OptionName, OptionValue] = Field(default={}, max_length=32)
     format: DiskFormat = DiskFormat.RAW
     cache: CacheMode = CacheMode.WRITEBACK
     read_only: bool = False
@@ -195,6 +218,33 @@ class DiskSpec(SpecModel):
     )
     on_driver_failure: DriverFailure = DriverFailure.PAUSE
     driver_hang_s: float = Field(default=30.0, ge=0, le=86400, allow_inf_nan=False)
+
+    @property
+    def driver_file(self) -> str | None:
+        """The file of a driver that does not come with duovisor."""
+        return self.driver if self.driver.endswith(DRIVER_SUFFIX) else None
+
+    @model_validator(mode="after")
+    def _check_own_driver(self) -> DiskSpec:
+        own = self.driver_file is not None
+        if not self.path and not own:
+            raise ValueError("path is missing: name the disk's image file or block device")
+        if self.options and not own:
+            raise ValueError(f"driver {self.driver} takes no options")
+        if self.driver != BLOCK_DRIVER and self.format is not DiskFormat.RAW:
+            raise ValueError(f"driver {self.driver} works on raw images, not on {self.format}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_encryption(self) -> DiskSpec:
+        encrypted = self.driver == ENCRYPTED_DRIVER
+        if encrypted and self.key_file is None:
+            raise ValueError("driver encrypted needs a key_file; duovisor disk-key new FILE makes one")
+        if not encrypted and self.key_file is not None:
+            raise ValueError(f"key_file is for driver {ENCRYPTED_DRIVER}, not {self.driver}")
+        if not encrypted and self.sector_bytes != 512:
+            raise ValueError(f"sector_bytes is for driver {ENCRYPTED_DRIVER}, not {self.driver}")
+        return self
 
 
 class PortForward(SpecModel):
@@ -317,7 +367,7 @@ class VirtualMachineSpec(SpecModel):
             raise ValueError("firmware direct-kernel needs a kernel: add kernel.path")
         if self.firmware is not Firmware.DIRECT_KERNEL and self.kernel is not None:
             raise ValueError(f"a kernel is loaded only with firmware direct-kernel, not {self.firmware}")
-        writable = [disk.path for disk in self.disks if not disk.read_only]
+        writable = [disk.path for disk in self.disks if disk.path and not disk.read_only]
         for path in writable:
             if [disk.path for disk in self.disks].count(path) > 1:
                 raise ValueError(f"{path!r} is given for two disks and one of them writes to it")

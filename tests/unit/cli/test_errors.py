@@ -38,7 +38,7 @@ def write(folder: Path, name: str, content: str | bytes) -> Path:
         (("--name", ".."), "name: '..' is not a name"),
         (("--name", ""), "name: a name must not be empty"),
         (("--disk", "/a.raw,cached=none"), "unknown field 'disks.0.cached'"),
-        (("--disk", ""), "disks.0.path: "),
+        (("--disk", ""), "disks.0: path is missing: "),
         (("--disk", "/a,queues=x"), "disks.0.queues: "),
         (("--forward", "22"), "'22' is not a port forward; write for example 2222:22"),
         (("--firmware", "direct-kernel"), "firmware direct-kernel needs a kernel: add kernel.path"),

@@ -134,9 +134,44 @@ def test_disks() -> None:
     assert "disks.0.queues: " in refuse(disks=[{"path": "a", "queues": 17}])
     assert "is not a disk serial" in refuse(disks=[{"path": "a", "serial": "x" * 21}])
     assert "is not a disk serial" in refuse(disks=[{"path": "a", "serial": "a,b"}])
-    assert "disks.0.path: " in refuse(disks=[{"path": ""}])
+    assert "disks.0: path is missing: name the disk's image file" in refuse(disks=[{"path": ""}])
     assert "zero byte" in refuse(disks=[{"path": "a\0b"}])
     assert f"at most {MAX_DISKS} items" in refuse(disks=[{"path": str(n)} for n in range(MAX_DISKS + 1)])
+
+
+@pytest.mark.parametrize(
+    ("disk", "said"),
+    [
+        (
+            {"path": "a", "driver": "magic"},
+            "disks.0.driver: 'magic' is neither block nor encrypted nor a Python",
+        ),
+        ({"path": "a", "driver": "encrypted"}, "needs a key_file; duovisor disk-key new FILE makes one"),
+        ({"path": "a", "driver": "encrypted", "key_file": ""}, "disks.0.key_file: "),
+        ({"path": "a", "key_file": "k"}, "key_file is for driver encrypted, not block"),
+        ({"path": "a", "sector_bytes": 4096}, "sector_bytes is for driver encrypted, not block"),
+        (
+            {"path": "a", "driver": "encrypted", "key_file": "k", "sector_bytes": 1024},
+            "disks.0.sector_bytes: ",
+        ),
+        ({"path": "a", "driver": "encrypted", "key_file": "k", "format": "qcow2"}, "works on raw images"),
+        ({"driver": "encrypted", "key_file": "k"}, "path is missing"),
+        ({"path": "a", "options": {"x": 1}}, "driver block takes no options"),
+        ({"driver": "a.py", "options": {"X": 1}}, "disks.0.options"),
+        ({"driver": "a.py", "key_file": "k"}, "key_file is for driver encrypted, not a.py"),
+        ({"driver": "a.py", "path": "a", "format": "vmdk"}, "driver a.py works on raw images, not on vmdk"),
+    ],
+)
+def test_bad_disk_drivers(disk: dict[str, Any], said: str) -> None:
+    assert said in refuse(disks=[disk])
+
+
+def test_disk_drivers() -> None:
+    encrypted, own = build(
+        disks=[{"path": "a", "driver": "encrypted", "key_file": "k"}, {"driver": "a.py", "options": {"x": 1}}]
+    ).disks
+    assert (encrypted.driver_file, own.driver_file, own.path) == (None, "a.py", "")
+    assert len(build(disks=[{"driver": "a.py"}, {"driver": "a.py"}]).disks) == 2  # neither has a file
 
 
 def test_a_disk_has_one_writer() -> None:

@@ -26,7 +26,7 @@ from duovisor.controlling.drivers import system_calls as system
 from duovisor.controlling.drivers.confinement import Confinement, leave_namespaces, reset_signals
 from duovisor.controlling.drivers.control import Packet, receive_packet, send_packet
 from duovisor.controlling.drivers.errors import DriverError
-from duovisor.controlling.drivers.library import preload
+from duovisor.controlling.drivers.library import preload, preload_encryption
 from duovisor.controlling.drivers.partition_main import Birth, run_partition
 from duovisor.controlling.drivers.registry import DRIVERS
 
@@ -176,6 +176,8 @@ def run(drivers: dict[str, CreateDevice], arguments: list[str]) -> None:
     warm_up()
     if "--library" in arguments:
         preload()
+    if "--encryption" in arguments:
+        preload_encryption(arguments[arguments.index("--encryption") + 1].split(os.pathsep))
     factory = Factory(control, arguments[1], drivers, end_with_owner="--end-with-owner" in arguments)
     gc.disable()
     gc.collect()

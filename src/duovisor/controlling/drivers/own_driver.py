@@ -14,6 +14,9 @@ from types import ModuleType
 
 from duovisor.channel.device import VirtioDevice
 from duovisor.controlling.drivers.errors import DriverError
+from duovisor.controlling.drivers.image import open_image
+from duovisor.controlling.drivers.options import build_disk, parse_block_options
+from duovisor.controlling.drivers.storage_device import StorageDevice
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 MODULE = "driver"  # the name under which its classes and tracebacks know it
 MAX_SOURCE_BYTES = 256 * 1024
+OWN_WORDS = 3
 
 
 class OwnDriverOptions:
@@ -49,10 +53,33 @@ def parse_own_words(words: list[str]) -> OwnDriverOptions:
 def create_own_device(words: list[str], descriptors: dict[str, int]) -> VirtioDevice:
     """The device that the file behind the descriptor ``source`` defines. Raises ``DriverError``."""
     wanted = parse_own_words(words)
+    return _check_type(make_device(load_class(wanted, descriptors), wanted), wanted)
+
+
+def create_own_disk(words: list[str], descriptors: dict[str, int]) -> VirtioDevice:
+    """The disk that the file defines, on an ``image`` if there is one. Raises ``DriverError``.
+
+    The words of the storage driver come before the driver's own.
+    """
+    options, wanted = parse_block_options(words[:-OWN_WORDS]), parse_own_words(words[-OWN_WORDS:])
+    kind = load_class(wanted, descriptors)
+    if not issubclass(kind, StorageDevice):
+        raise DriverError(f"{wanted.name}: {kind.__name__} is no StorageDevice, from which a disk derives")
+    image = None
+    if "image" in descriptors:
+        image = open_image(descriptors["image"], read_only=options.read_only, direct=options.direct)
+    return _check_type(make_device(kind, wanted, build_disk(options, image)), wanted)
+
+
+def load_class(wanted: OwnDriverOptions, descriptors: dict[str, int]) -> type[VirtioDevice]:
+    """The class in the file behind the descriptor ``source``. Raises ``DriverError``."""
     if "source" not in descriptors:
         raise DriverError("the descriptor source is missing")
     source = os.pread(descriptors["source"], MAX_SOURCE_BYTES + 1, 0)
-    made = make_device(find_class(run_source(source, wanted.name), wanted.name), wanted)
+    return find_class(run_source(source, wanted.name), wanted.name)
+
+
+def _check_type(made: VirtioDevice, wanted: OwnDriverOptions) -> VirtioDevice:
     if made.device_id != wanted.device_id:
         raise DriverError(
             f"{wanted.name}: the device has type {made.device_id}, but its file says {wanted.device_id}"

@@ -10,6 +10,7 @@ import asyncio
 import os
 import socket
 from dataclasses import asdict
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from duovisor import process
@@ -20,7 +21,7 @@ from duovisor.controlling.partitions.code_digest import read_code_digest as read
 from duovisor.controlling.partitions.control import ControlConnection
 from duovisor.controlling.partitions.errors import PartitionGoneError
 from duovisor.controlling.partitions.partition import Partition, PartitionProcess
-from duovisor.controlling.python_runtime import PACKAGE, interpreter
+from duovisor.controlling.python_runtime import PACKAGE, find_package_folders, interpreter
 from duovisor.process_identity import ProcessIdentity
 
 if TYPE_CHECKING:
@@ -34,6 +35,14 @@ START_TIMEOUT_S = 10.0
 REMEDY = "this user must be allowed to make user namespaces; or run the service as root"
 
 
+class Modules(StrEnum):
+    """What a factory has imported for its partitions besides duovisor's own drivers."""
+
+    USUAL = "usual"
+    LIBRARY = "library"
+    ENCRYPTION = "encryption"
+
+
 class _Made(NamedTuple):
     """What the factory says of a new partition; ``pidfd`` is ours to close."""
 
@@ -42,10 +51,15 @@ class _Made(NamedTuple):
 
 
 def build_factory_argv(
-    main: str, control: int, code: str, log: Path, *, end_with_owner: bool, library: bool = False
+    main: str, control: int, code: str, log: Path, *, end_with_owner: bool, modules: Modules = Modules.USUAL
 ) -> tuple[str, ...]:
-    """The factory's command line; ``log`` is there for whoever reads ``ps``; pure."""
-    switches = (*(["--end-with-owner"] if end_with_owner else []), *(["--library"] if library else []))
+    """The factory's command line; ``log`` is there for whoever reads ``ps``. Raises ``PartitionError``."""
+    switches = ["--end-with-owner"] if end_with_owner else []
+    if modules is Modules.LIBRARY:
+        switches.append("--library")
+    elif modules is Modules.ENCRYPTION:
+        folders = find_package_folders("cryptography", "_cffi_backend")
+        switches += ["--encryption", os.pathsep.join(map(str, folders))]
     # -S -s: no site-packages; -P: nothing from the working directory; -B: nothing is written
     return (
         str(interpreter()), "-S", "-s", "-P", "-B", "-c", main,
@@ -71,12 +85,12 @@ class PartitionFactory:
 
     @classmethod
     async def start(
-        cls, *, log: Path, end_with_owner: bool, library: bool = False, main: str = MAIN
+        cls, *, log: Path, end_with_owner: bool, modules: Modules = Modules.USUAL, main: str = MAIN
     ) -> PartitionFactory:
         """Start a factory; ``end_with_owner``: it kills its partitions when this process ends.
 
-        ``library``: with all that a driver of a user's own may import (``drivers/library.py``). ``main`` is
-        the Python code that it runs. Raises ``PartitionError``, ``ProgramNotFoundError``.
+        ``modules``: see ``drivers/library.py``. ``main`` is the Python code that it runs. Raises
+        ``PartitionError``, ``ProgramNotFoundError``.
         """
         # read before the factory imports it: of an update that comes in between, the digest is the older one
         code = read_code_digest()
@@ -84,7 +98,7 @@ class PartitionFactory:
         with theirs:
             try:
                 argv = build_factory_argv(
-                    main, theirs.fileno(), code, log, end_with_owner=end_with_owner, library=library
+                    main, theirs.fileno(), code, log, end_with_owner=end_with_owner, modules=modules
                 )
                 running = process.start(
                     argv,

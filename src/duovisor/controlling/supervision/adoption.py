@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from duovisor import process
 from duovisor.controlling.description import Duty
-from duovisor.controlling.disk_files import open_disk
+from duovisor.controlling.disk_files import open_image_file
 from duovisor.controlling.errors import PartitionError
 from duovisor.controlling.partitions.control import ControlConnection
 from duovisor.controlling.supervision.seat import Seat
@@ -97,7 +97,7 @@ def adopt_image(disk: DiskSpec, pids: Iterable[int]) -> AdoptedImage:
         if descriptor is not None:
             return AdoptedImage(descriptor, partial(os.close, descriptor))
     with ExitStack() as stack:
-        opened = stack.enter_context(open_disk(disk))
+        opened = stack.enter_context(open_image_file(disk))
         return AdoptedImage(opened.descriptor, stack.pop_all().close)
 
 

@@ -125,7 +125,7 @@ class Crew:
         with self.heir.open() as theirs:
             try:
                 await seat.request("add_successor", {"succession": theirs.fileno()}, name="owner")
-                if self.plan.kind == "device":
+                if self.plan.is_known_by_facts:
                     told = (await seat.request("status")).get("device")
                     self._facts = json.dumps(told)[:FACTS_CHARACTERS]
             except PartitionError:

@@ -91,7 +91,7 @@ class DeviceSupervisor:
     async def start(self) -> None:
         """Start the first driver, and supervise from now on. Raises ``PartitionError``."""
         if self.crew.active is None:
-            await self.crew.serve_new(await self._factories.get(library=self.plan.library))
+            await self.crew.serve_new(await self._factories.get(self.plan.modules))
         self.supervise()
 
     def supervise(self) -> None:
@@ -167,7 +167,7 @@ class DeviceSupervisor:
             if old is None:
                 raise PartitionError(f"{self.plan.device} has no driver at this moment", remedy="try again")
             get = self._factories.get_latest if latest else self._factories.get
-            factory, plan = await get(library=self.plan.library), self.plan
+            factory, plan = await get(self.plan.modules), self.plan
             if latest and plan.reread is not None:
                 self._follow(await asyncio.to_thread(plan.reread))
             try:
@@ -269,7 +269,7 @@ class DeviceSupervisor:
 
     async def _provide_spare(self) -> None:
         try:
-            await self.crew.stand_by(await self._factories.get(library=self.plan.library))
+            await self.crew.stand_by(await self._factories.get(self.plan.modules))
         except PartitionError:
             active = self.crew.active
             if active is not None and not active.died_at:
@@ -334,7 +334,7 @@ class DeviceSupervisor:
         """A driver that serves, in the place of a caretaker if there is one; ``None``: see ``_trouble``."""
         crew = self.crew
         try:
-            factory = await self._factories.get(library=self.plan.library)
+            factory = await self._factories.get(self.plan.modules)
             if crew.active is not None and not crew.active.has_ended:
                 return (await self._hand_over(crew.active, factory, driver))[0]
             if crew.active is not None:

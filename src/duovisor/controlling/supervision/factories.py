@@ -7,7 +7,7 @@ import itertools
 import os
 from pathlib import Path
 
-from duovisor.controlling.partitions.factory import PartitionFactory, read_code_digest
+from duovisor.controlling.partitions.factory import Modules, PartitionFactory, read_code_digest
 
 _NUMBERS = itertools.count()
 
@@ -34,32 +34,29 @@ class Factories:
     def __init__(self, runtime: Path, *, end_with_owner: bool) -> None:
         self._runtime = runtime
         self._end_with_owner = end_with_owner
-        self._current: dict[bool, PartitionFactory] = {}
-        self._replaced: dict[tuple[bool, str], PartitionFactory] = {}
+        self._current: dict[Modules, PartitionFactory] = {}
+        self._replaced: dict[tuple[Modules, str], PartitionFactory] = {}
         self._lock = asyncio.Lock()
 
-    async def get(self, *, library: bool = False) -> PartitionFactory:
-        """The factory of the drivers' usual code; ``library``: for those of users' own.
-
-        Raises ``PartitionError``.
-        """
+    async def get(self, modules: Modules = Modules.USUAL) -> PartitionFactory:
+        """The factory of drivers that need these modules. Raises ``PartitionError``."""
         async with self._lock:
-            current = self._current.get(library)
+            current = self._current.get(modules)
             if current is None or current.has_ended:
-                current = self._current[library] = await self._start(library=library)
+                current = self._current[modules] = await self._start(modules)
             return current
 
-    async def get_latest(self, *, library: bool = False) -> PartitionFactory:
+    async def get_latest(self, modules: Modules = Modules.USUAL) -> PartitionFactory:
         """A factory of the code that is on disk now. Raises ``PartitionError``."""
         async with self._lock:
             code = await asyncio.to_thread(read_code_digest)
-            current = self._current.get(library)
+            current = self._current.get(modules)
             if current is None or current.has_ended:
-                current = self._current[library] = await self._start(library=library)
+                current = self._current[modules] = await self._start(modules)
             elif current.code != code:
-                fresh = await self._start(library=library)
-                self._replaced[library, current.code] = current
-                current = self._current[library] = fresh
+                fresh = await self._start(modules)
+                self._replaced[modules, current.code] = current
+                current = self._current[modules] = fresh
             return current
 
     async def close(self) -> None:
@@ -69,10 +66,10 @@ class Factories:
         self._replaced.clear()
         self._current.clear()
 
-    async def _start(self, *, library: bool) -> PartitionFactory:
+    async def _start(self, modules: Modules) -> PartitionFactory:
         self._runtime.mkdir(parents=True, exist_ok=True, mode=0o700)
         log = self._runtime / f"factory.{os.getpid()}.{next(_NUMBERS)}.log"
         try:
-            return await PartitionFactory.start(log=log, end_with_owner=self._end_with_owner, library=library)
+            return await PartitionFactory.start(log=log, end_with_owner=self._end_with_owner, modules=modules)
         finally:
             log.unlink(missing_ok=True)  # of use only for why it did not start

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from duovisor.controlling.partitions.factory import Modules
+
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Mapping
@@ -18,9 +20,10 @@ if TYPE_CHECKING:
 class DevicePlan:
     """How the driver of ``device`` is started: ``words`` are its options, ``descriptors`` what it may hold.
 
-    ``kind`` ("block", "net", "device") names those that stand in for its drivers: "failing-block",
-    "parked-net". A driver of a user's own needs the ``library``, has a ``source_code`` (digest of its file),
-    and ``reread`` makes a plan with the file as it is now (raises ``ControllingError``).
+    ``kind`` ("block", "net", "device", "own-disk") names those that stand in for its drivers:
+    "failing-block", "parked-net". ``modules`` are those that the driver needs; one of a user's own has a
+    ``source_code`` (digest of its file), and ``reread`` makes a plan with the file as it is now (raises
+    ``ControllingError``).
     ``hang_s``: without progress for so long it counts as hung. ``on_failure``: what becomes of the device
     when its drivers keep dying.
     """
@@ -36,9 +39,14 @@ class DevicePlan:
     limits: PartitionLimits
     poll_us: int = 0
     kind: str = "block"
-    library: bool = False
+    modules: Modules = Modules.USUAL
     source_code: str = ""
     reread: Callable[[], DevicePlan] | None = None
+
+    @property
+    def is_known_by_facts(self) -> bool:
+        """Whether only the driver itself can tell what stands in for it."""
+        return self.kind in ("device", "own-disk")
 
     def code_of(self, factory: str) -> str:
         """What names the code of a driver that a factory of this code made."""

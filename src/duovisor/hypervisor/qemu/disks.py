@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from duovisor.hypervisor.errors import PlanError
 from duovisor.hypervisor.qemu.images import ImageFile, build_image_nodes
 from duovisor.hypervisor.qemu.pci import DISK_SLOTS, at
-from duovisor.spec.vm import Design
+from duovisor.spec.vm import BLOCK_DRIVER, Design
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +26,8 @@ def build_disks(
     """Arguments for all disks.
 
     ``block_devices`` names the paths that are not files; ``chains`` has, for each disk in order, its image
-    and what that is based on. Without them, every image stands alone.
+    and what that is based on. Without them, every image stands alone. Raises ``PlanError`` for a driver that
+    the design cannot have.
     """
     arguments = []
     for index, disk in enumerate(spec.disks):
@@ -44,6 +46,12 @@ def disk_socket(index: int) -> str:
 
 def _build_inside(index: int, disk: DiskSpec, chain: Sequence[ImageFile], qemu: QemuAbilities) -> list[str]:
     """The driver is part of the VMM: QEMU opens the image and serves it from a thread of its own."""
+    if disk.driver != BLOCK_DRIVER:
+        raise PlanError(
+            f"disk {index}: driver {disk.driver} works beside a VMM; one of the monolithic design has only "
+            "QEMU's own drivers",
+            remedy="use the microkernelized design",
+        )
     node = disk_socket(index)
     nodes = build_image_nodes(
         node,
