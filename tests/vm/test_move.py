@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 from typing import TYPE_CHECKING
+
+import pytest
 
 from duovisor.controlling.images.probe import PORT_NAME
 from duovisor.controlling.images.probe_client import connect_probe
 from duovisor.controlling.images.storage_jobs import run_verify
+from duovisor.controlling.moving.errors import MoveFailedError
 from duovisor.controlling.moving.move import move
+from duovisor.controlling.moving.report import Step
 from duovisor.hypervisor.lifecycle import State
+from duovisor.hypervisor.migration import handover
 from duovisor.spec.vm import Design
 
 if TYPE_CHECKING:
@@ -17,6 +25,8 @@ if TYPE_CHECKING:
 
     from tests.vm.conftest import Guest
 
+    from duovisor.controlling.machine import Machine
+    from duovisor.controlling.moving.report import MoveReport
     from duovisor.hardware.capabilities import HostCapabilities
 
     Boot = Callable[..., Awaitable[Guest]]
@@ -36,3 +46,84 @@ async def test_there_and_back(boot: Boot, scratch: Path, capabilities: HostCapab
             assert (await probe.run("cat /tmp/mark", timeout_s=30)).output == b"here\n"
             assert await run_verify(probe, "/dev/vda", size_mib=8) == "ok"
     assert machine.current.number == 5
+
+
+class Saboteur:
+    """Does ``harm`` to a move when it comes to a step; ``task`` is the move."""
+
+    def __init__(self, machine: Machine, step: Step, harm: Callable[[Saboteur], None]) -> None:
+        self.machine = machine
+        self.task: asyncio.Task[MoveReport]
+        self.done = False
+        self._step, self._harm = step, harm
+
+    def __call__(self, step: Step) -> None:
+        if step is self._step:
+            self.done = True
+            self._harm(self)
+
+    @property
+    def new_vmm(self) -> int:
+        assert self.machine.other is not None
+        assert self.machine.other.vmm.process is not None
+        return self.machine.other.vmm.process.program_pid()
+
+
+def kill_new_vmm(saboteur: Saboteur) -> None:
+    os.kill(saboteur.new_vmm, signal.SIGKILL)
+
+
+def hang_new_vmm(saboteur: Saboteur) -> None:
+    os.kill(saboteur.new_vmm, signal.SIGSTOP)
+
+
+def interrupt(saboteur: Saboteur) -> None:
+    saboteur.task.cancel()
+
+
+def disturb(_: Saboteur) -> None:
+    raise MoveFailedError("for the test")
+
+
+FAILURES: tuple[tuple[Callable[[Saboteur], None], tuple[Step, ...]], ...] = (
+    (kill_new_vmm, (Step.SAVE, Step.LOAD, Step.GO)),
+    (disturb, (Step.START, Step.PAUSE, Step.TRANSLATE, Step.HAND_OVER, Step.GO)),
+    (interrupt, (Step.START, Step.PAUSE, Step.LOAD)),
+    (hang_new_vmm, (Step.LOAD,)),
+)
+
+
+@pytest.mark.parametrize("design", Design)
+async def test_what_fails_leaves_the_vm_as_it_was(
+    boot: Boot,
+    scratch: Path,
+    capabilities: HostCapabilities,
+    monkeypatch: pytest.MonkeyPatch,
+    design: Design,
+) -> None:
+    assert handover.load.__kwdefaults__ is not None
+    monkeypatch.setitem(handover.load.__kwdefaults__, "timeout_s", 1.0)
+    guest = await boot(design, disks=[{"path": str(scratch)}])
+    machine = guest.machine
+    (other,) = {*Design} - {design}
+    pid = machine.description.processes[0].pid
+    for harm, steps in FAILURES:
+        for step in steps:
+            saboteur = Saboteur(machine, step, harm)
+            saboteur.task = asyncio.create_task(move(machine, other, capabilities, saboteur))
+            with pytest.raises((MoveFailedError, asyncio.CancelledError)):
+                await saboteur.task
+            where = f"{harm.__name__} at {step}"
+            assert saboteur.done, where
+            assert (machine.vmm.state, machine.spec.design) == (State.RUNNING, design), where
+            assert (machine.current.number, machine.other) == (1, None), where
+            assert machine.description.processes[0].pid == pid, where
+            folders = sorted(path.name for path in machine.run_dir.iterdir() if path.is_dir())
+            assert folders == ["1", "current"], where
+            await guest.output("dd if=/dev/vda of=/dev/null bs=64k count=16 iflag=direct")
+    assert await run_verify(guest.probe, "/dev/vda", size_mib=8) == "ok"
+    late = Saboteur(machine, Step.HAND_OVER, interrupt)  # the point of no return is before the next step
+    late.task = asyncio.create_task(move(machine, other, capabilities, late))
+    assert (await late.task).new_design is other
+    async with connect_probe(machine.port_path(PORT_NAME)) as probe:
+        assert await run_verify(probe, "/dev/vda", size_mib=8) == "ok"

@@ -103,7 +103,8 @@ class IncarnationDescription(BaseModel):
 class MachineDescription(BaseModel):
     """A VM that runs, or was about to, as its owner sees it.
 
-    ``uuid`` is empty for a VM in the foreground. There is a ``successor`` while the VM moves to another VMM.
+    ``uuid`` is empty for a VM in the foreground. ``other`` is there while the VM moves: the incarnation with
+    the higher number succeeds the one with the lower, and until that is decided the lower one is ``current``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -116,7 +117,7 @@ class MachineDescription(BaseModel):
     memory_file: str
     started_at: float  # seconds since 1970
     current: IncarnationDescription
-    successor: IncarnationDescription | None = None
+    other: IncarnationDescription | None = None
 
     @property
     def spec(self) -> VirtualMachineSpec:
@@ -128,8 +129,8 @@ class MachineDescription(BaseModel):
 
     @property
     def incarnations(self) -> tuple[IncarnationDescription, ...]:
-        """The one that runs, and its successor if there is one."""
-        return (self.current,) if self.successor is None else (self.current, self.successor)
+        """The one that runs, and the other while the VM moves."""
+        return (self.current,) if self.other is None else (self.current, self.other)
 
     def build_plan(self, incarnation: IncarnationDescription) -> LaunchPlan:
         """The launch plan as it was carried out; its sandbox is up and no longer planned."""

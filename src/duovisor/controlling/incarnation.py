@@ -140,9 +140,12 @@ class Incarnation:
 
     def list_images(self) -> list[tuple[DiskSpec, int]]:
         """The raw images that drivers serve, with their descriptors."""
-        plans = [self.devices[disk_socket(index)].plan for index in range(len(self.spec.disks))]
-        pairs = zip(self.spec.disks, plans, strict=True)
-        return [(disk, plan.descriptors["image"]) for disk, plan in pairs if "image" in plan.descriptors]
+        found = []
+        for index, disk in enumerate(self.spec.disks):
+            device = self.devices.get(disk_socket(index))
+            if device is not None and "image" in device.plan.descriptors:
+                found.append((disk, device.plan.descriptors["image"]))
+        return found
 
     async def run(self) -> None:
         """Greet the VMM and start the processors. Raises ``VmmStartError`` or ``PartitionError``."""

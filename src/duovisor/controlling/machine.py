@@ -19,6 +19,7 @@ from duovisor.controlling.incarnation import Incarnation
 from duovisor.controlling.machine_checks import check_start
 from duovisor.controlling.machine_place import CURRENT, Place, make_place
 from duovisor.controlling.memory_folder import open_memory_folder
+from duovisor.controlling.moving.recovery import conclude_move, take_disks_back
 from duovisor.controlling.resources.vm_group import VmGroup, find_vm_group, open_vm_group
 from duovisor.controlling.supervision.factories import Factories
 from duovisor.controlling.supervision.records import ignore_driver_events
@@ -46,7 +47,7 @@ SHUTDOWN_GRACE_S = 20.0
 class Machine:
     """A running virtual machine; ``current`` is its VMM with the drivers and helpers beside it.
 
-    ``successor`` is there while the VM moves to another VMM (``controlling/switching``), which takes
+    ``other`` is there while the VM moves from one VMM to another (``controlling/moving``), which takes
     ``moving`` for as long.
     """
 
@@ -63,7 +64,7 @@ class Machine:
         self.decision = decision
         self.place = place
         self.current: Incarnation
-        self.successor: Incarnation | None = None
+        self.other: Incarnation | None = None
         self.die_with_owner = False
         self.moving = asyncio.Lock()
         self.console: Console
@@ -165,6 +166,8 @@ class Machine:
         ``VmmGoneError`` when the VMM has ended, ``VmmStartError`` when it never ran its guest, ``QmpError``
         or ``QmpTimeoutError``; then nothing has changed and ``folder`` is the caller's.
         """
+        moved = await conclude_move(left, folder.path)
+        left = moved.description
         place = Place(folder, open_memory_folder(directories.runtime))
         decision = AcceleratorDecision(left.accelerator, left.accelerator_reason)
         machine = cls(decision, place, factories, tell, uuid=left.uuid, started_at=left.started_at)
@@ -178,6 +181,9 @@ class Machine:
             pids = [each.watched_pid for each in found.processes if each.is_vmm]
             machine.group = find_vm_group(found.spec, pids[0]) if pids else VmGroup(found.spec, None)
             await machine.current.adopt(found, capabilities)
+            if moved.is_undone:
+                take_disks_back(machine.current)
+                await machine.current.resume()
             await machine._settle(adopted=True)
         except BaseException:
             await machine._let_go()
@@ -248,7 +254,7 @@ class Machine:
             memory_file=str(self.place.memory_file),
             started_at=self._started_at,
             current=self.current.describe(),
-            successor=self.successor.describe() if self.successor is not None else None,
+            other=self.other.describe() if self.other is not None else None,
         )
         write_description(self.run_dir, self.description)
         for incarnation in self.description.incarnations:

@@ -48,8 +48,11 @@ STATES = {
     "internal-error": State.PAUSED,
     "guest-panicked": State.PAUSED,
     "watchdog": State.PAUSED,
+    "postmigrate": State.PAUSED,  # its devices' state was saved for another VMM, which did not go on
     "shutdown": State.STOPPING,
 }
+SAVING = "finish-migrate"
+SAVING_POLL_S = 0.01
 
 
 class Vmm:
@@ -195,7 +198,8 @@ class Vmm:
         self.process = found
         self.lifecycle.enter(State.STARTING)
         await self._qmp.connect(self.socket_path(QMP_SOCKET))
-        status = await self._qmp.query_status()
+        while (status := await self._qmp.query_status()) == SAVING:  # noqa: ASYNC110
+            await asyncio.sleep(SAVING_POLL_S)  # for somebody who has died
         if status not in STATES:
             raise VmmStartError(f"{self.plan.name}: the VMM runs no guest, it is in {status}")
         self.lifecycle.enter(STATES[status])
@@ -268,6 +272,12 @@ class Vmm:
         self.lifecycle.require({State.PAUSED}, "resume")
         await self._qmp.cont()
         await self._wait_told({State.RUNNING}, "resume")
+
+    async def go_on(self) -> None:
+        """Let the processors run, whether or not they were stopped. Raises ``WrongStateError``."""
+        self.lifecycle.require(LIVE, "go on")
+        await self._qmp.cont()
+        await self._wait_told({State.RUNNING, *ENDED}, "go on")
 
     async def reset(self) -> None:
         """Press the reset button. Raises ``WrongStateError``."""

@@ -9,21 +9,20 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from duovisor.controlling.moving.checks import check_move
 from duovisor.controlling.moving.disks import hand_over_disks, write_out
 from duovisor.controlling.moving.errors import MoveFailedError
 from duovisor.controlling.moving.report import MoveReport, Step, ignore_steps
 from duovisor.errors import DuovisorError
-from duovisor.hypervisor.errors import QmpError
 from duovisor.hypervisor.lifecycle import State
 from duovisor.hypervisor.migration.translator import translate
 from duovisor.hypervisor.qemu.console import CONSOLE_SOCKET
 from duovisor.hypervisor.vmm import Vmm
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Coroutine, Iterator
 
     from duovisor.controlling.incarnation import Incarnation
     from duovisor.controlling.machine import Machine
@@ -59,6 +58,7 @@ class _Move:
         self._paused_at = 0.0
         self._went_at = 0.0
         self._stream_bytes = 0
+        self._is_cancelled = False
 
     async def run(self) -> MoveReport:
         machine, old = self._machine, self._old
@@ -67,14 +67,14 @@ class _Move:
         try:
             await self._start(new)
             await self._prepare(new)
-            await self._cut_over(new)
+            await self._to_its_end(self._cut_over(new))
         except BaseException as error:
-            await asyncio.shield(self._abandon(new))
+            await self._to_its_end(self._abandon(new))
             if isinstance(error, DuovisorError | OSError):
                 raise self._explain(error) from error
             raise
         self._enter(Step.END)
-        await asyncio.shield(self._conclude(new))
+        await self._to_its_end(self._conclude(new))
         ended = time.monotonic()
         self._step_ms[self._step] = (ended - self._step_began) * 1000
         return MoveReport(
@@ -88,7 +88,19 @@ class _Move:
             step_ms=self._step_ms,
         )
 
+    async def _to_its_end(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do what must not be left half done; a cancellation is heeded before the next step."""
+        task = asyncio.create_task(work)
+        while not task.done():
+            try:
+                await asyncio.wait({task})
+            except asyncio.CancelledError:
+                self._is_cancelled = True
+        task.result()
+
     def _enter(self, step: Step) -> None:
+        if self._is_cancelled and step not in (Step.GO, Step.END):
+            raise asyncio.CancelledError
         now = time.monotonic()
         if step is not self._step:
             self._step_ms[self._step] = (now - self._step_began) * 1000
@@ -114,7 +126,7 @@ class _Move:
             plan = checked.build_plan(run_dir, machine.place).as_successor()
             new = machine.make_incarnation(number, checked.spec, Vmm(plan, run_dir, checked.tools), held)
             undo.pop_all()
-        machine.successor = new
+        machine.other = new
         machine.write()
         return new
 
@@ -156,12 +168,8 @@ class _Move:
             self._enter(Step.GO)
             try:
                 await new.unless_lost(new.vmm.go())
-            except QmpError:
-                raise  # it refused: it has never run
             except BaseException:
-                # it may have run: the guest's memory is no longer what the old VMM's devices know
-                if old.vmm.process is not None:
-                    await asyncio.shield(old.vmm.process.kill())
+                await self._end_if_gone(new)
                 raise
         self._went_at = time.monotonic()
 
@@ -171,26 +179,38 @@ class _Move:
             yield undo
             undo.pop_all()
 
+    async def _end_if_gone(self, new: Incarnation) -> None:
+        """If the successor let the guest go on before it failed, the old VMM must not: the guest is lost.
+
+        QEMU tells of that (RESUME) before it starts a processor (softmmu/cpus.c, vm_prepare_start), and what
+        it told is read to the end even of a dead one.
+        """
+        await new.vmm.kill()
+        if State.RUNNING in new.vmm.lifecycle.history and self._old.vmm.process is not None:
+            await self._old.vmm.process.kill()
+
     async def _conclude(self, new: Incarnation) -> None:
         """The successor runs: it is the VM from now on, and the old one goes."""
         machine, old = self._machine, self._old
-        machine.current, machine.successor = new, None
+        machine.current, machine.other = new, old
         machine.write()
-        machine.place.undecide()
         machine.place.point_to(new.number)
+        machine.place.undecide()
         await machine.console.move()
         await old.end()
+        machine.other = None
         machine.place.remove_incarnation(old.number)
+        machine.write()
 
     async def _abandon(self, new: Incarnation) -> None:
         """The old one goes on, and the successor is taken off the host."""
         machine = self._machine
-        if self._old.vmm.state is State.PAUSED:
+        if self._paused_at:
             with suppress(DuovisorError):
-                await self._old.vmm.resume()
+                await self._old.vmm.go_on()
         await machine.console.stay()
-        machine.successor = None
         await new.end()
+        machine.other = None
         machine.place.remove_incarnation(new.number)
         machine.place.give_files(self._old.vmm.owner)
         machine.write()
