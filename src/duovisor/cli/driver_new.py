@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-TYPES = {"rng": 4, "i2c": 34, "gpio": 41}
+DISK = "block"
+TYPES = {"rng": 4, DISK: 2, "i2c": 34, "gpio": 41}
 QUEUES = {"gpio": 2}  # virtio 1.2, section 5.18.2: one for requests, one for what comes by itself
 
 _DRIVER = '''"""{name}: a driver for a virtio device of type {kind} (docs/write-a-driver.md)."""
@@ -51,6 +52,54 @@ def test_it_fills_what_the_guest_offers() -> None:
         assert trial.device.statistics() == {{"requests": 2}}
 '''
 
+_DISK = '''"""{name}: a driver for a disk (docs/write-a-driver.md)."""
+
+from duovisor.controlling.drivers.storage_device import StorageDevice
+
+
+class {class_name}(StorageDevice):
+    def __init__(self, disk, *, flip: int = 0xFF) -> None:
+        super().__init__(disk)  # as large as its image; one without an image needs size_bytes=…
+        self.table = bytes(byte ^ flip for byte in range(256))  # options: {{flip: 7}}
+        self.reads = self.writes = 0
+
+    def read(self, offset: int, length: int) -> bytes:
+        """What the guest reads; offset and length are in bytes, multiples of 512."""
+        self.reads += 1
+        return super().read(offset, length).translate(self.table)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """What the guest writes. It must be safe when flush has returned, which here is the image's."""
+        self.writes += 1
+        super().write(offset, data.translate(self.table))
+
+    def statistics(self) -> dict[str, object]:
+        """What ``duovisor`` tells of this disk."""
+        return {{"reads": self.reads, "writes": self.writes}}
+'''
+
+_DISK_TEST = '''"""The driver {name}, without a guest."""
+
+from {name} import {class_name}
+
+from duovisor.channel.trial import Trial
+from duovisor.controlling.drivers.block_client import BlockClient
+from duovisor.controlling.drivers.block_protocol import Disk
+from duovisor.controlling.drivers.image import open_image
+
+
+def test_what_is_written_is_read(tmp_path) -> None:
+    file = tmp_path / "disk.raw"
+    file.write_bytes(bytes(1 << 20))
+    with file.open("r+b") as image, Trial({class_name}(Disk(open_image(image.fileno())), flip=1)) as trial:
+        client = BlockClient(trial.front)
+        client.write(8, b"text" * 128)
+        client.flush()
+        assert client.read(8, 512) == b"text" * 128
+        assert trial.device.statistics() == {{"reads": 1, "writes": 1}}
+    assert file.read_bytes()[4096:4100] == b"udyu"
+'''
+
 
 @click.command("new")
 @click.argument("name")
@@ -64,11 +113,13 @@ def test_it_fills_what_the_guest_offers() -> None:
 def command(name: str, kind: str, folder: Path) -> None:
     """Write a driver to begin with, NAME.py, and its test.
 
-    Its class answers every request with the same byte. Nothing that exists is overwritten.
+    Its class answers every request with the same byte; that of a disk keeps its bytes inverted in an image.
+    Nothing that exists is overwritten.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         raise click.UsageError(f"{name!r} is not a module's name: a-z, 0-9 and _, a letter first")
-    texts = {folder / f"{name}.py": _DRIVER, folder / f"test_{name}.py": _TEST}
+    driver, test = (_DISK, _DISK_TEST) if kind == DISK else (_DRIVER, _TEST)
+    texts = {folder / f"{name}.py": driver, folder / f"test_{name}.py": test}
     for path in texts:
         if path.exists():
             raise click.UsageError(f"{path} exists already")
@@ -76,7 +127,10 @@ def command(name: str, kind: str, folder: Path) -> None:
         path.write_text(build_text(text, name, kind))
         click.echo(f"wrote {path}")
     click.echo(f"pytest {folder / f'test_{name}.py'} tries it; in a VM's specification:")
-    click.echo(f"devices: [{{driver: {(folder / f'{name}.py').absolute()}}}]")
+    file = (folder / f"{name}.py").absolute()
+    click.echo(
+        f"disks: [{{path: IMAGE, driver: {file}}}]" if kind == DISK else f"devices: [{{driver: {file}}}]"
+    )
 
 
 def build_text(template: str, name: str, kind: str) -> str:

@@ -10,12 +10,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner
-from tests.contract.own_driver.documentation import DRIVER, DRIVER_TEST, MODULES, VM_YAML
+from tests.contract.own_driver.documentation import (
+    DISK,
+    DISK_TEST,
+    DISK_YAML,
+    DRIVER,
+    DRIVER_TEST,
+    MODULES,
+    VM_YAML,
+)
 
 import duovisor
 from duovisor.cli.driver_new import TYPES, command
 from duovisor.cli.vm_document import _find_drivers
-from duovisor.controlling.driver_files import open_driver
+from duovisor.controlling.driver_files import open_disk_driver, open_driver
 from duovisor.controlling.drivers import library
 from duovisor.hypervisor.qemu.devices import MODELS
 from duovisor.spec.loading import build_spec, parse_document
@@ -63,6 +71,21 @@ def test_the_specification_names_the_file_beside_it(tmp_path: Path) -> None:
     assert device.options == {"sides": 20}
 
 
+def test_the_disk_is_short_and_its_test_passes(tmp_path: Path) -> None:
+    assert len(DISK.splitlines()) <= 30
+    (tmp_path / "inverted.py").write_text(DISK)
+    (tmp_path / "test_inverted.py").write_text(DISK_TEST)
+    run_pytest(tmp_path)
+
+
+def test_the_specification_of_the_disk_names_the_file_beside_it(tmp_path: Path) -> None:
+    document = parse_document(DISK_YAML, ".yaml")
+    _find_drivers(document, tmp_path)
+    [disk] = build_spec({"name": "vm", **document}).disks
+    assert disk.driver_file == str(tmp_path / "inverted.py")
+    assert disk.options == {"flip": 255}
+
+
 def test_the_list_of_modules_is_what_a_factory_imports() -> None:
     assert MODULES == [name.split(".")[0] for name in library.MODULES]
 
@@ -71,9 +94,13 @@ def test_the_list_of_modules_is_what_a_factory_imports() -> None:
 def test_a_new_driver_passes_its_test(kind: str, tmp_path: Path) -> None:
     done = CliRunner().invoke(command, ["my_driver", "--type", kind, "--folder", str(tmp_path)])
     assert done.exit_code == 0, done.output
-    with open_driver(str(tmp_path / "my_driver.py")) as opened:
-        assert opened.device_type == TYPES[kind]
-        assert TYPES[kind] in MODELS
+    if kind == "block":
+        with open_disk_driver(str(tmp_path / "my_driver.py")) as opened:
+            assert opened.device_type in (None, TYPES[kind])
+    else:
+        with open_driver(str(tmp_path / "my_driver.py")) as opened:
+            assert opened.device_type == TYPES[kind]
+            assert TYPES[kind] in MODELS
     run_pytest(tmp_path)
 
 

@@ -190,7 +190,7 @@ def copy_pieces(pieces: list[memoryview], whole: memoryview, *, into: bool) -> N
         position += len(piece)
 
 
-def open_image(descriptor: int, *, read_only: bool, direct: bool) -> Image:
+def open_image(descriptor: int, *, read_only: bool = False, direct: bool = False) -> Image:
     """Look at an inherited descriptor; raises ``DriverError`` if it is no image that can be served."""
     try:
         status = os.fstat(descriptor)
