@@ -116,11 +116,7 @@ def _carry_disk(stream: Stream, section: Section, target: Design, allowed: int) 
     head = virtio.read_head(reader)
     requests = reader.at
     if old == INSIDE:
-        if reader.take(1, "list of requests") != _NO_REQUESTS:
-            raise TranslationError(
-                f"{section.name}: requests wait for a disk that failed them",
-                remedy="resume the VM when its image is sound again",
-            )
+        _check_idle(reader, section.name)
     negotiated = head.features | virtio.read_tail(reader)
     if unknown := negotiated & ~allowed:
         raise TranslationError(
@@ -141,6 +137,17 @@ def _carry_disk(stream: Stream, section: Section, target: Design, allowed: int) 
         content,
         _change_description(stream, section, json.dumps(document).encode()),
     ]
+
+
+def _check_idle(reader: Reader, name: str) -> None:
+    """Read the list of requests, which must be empty; 1 before each of them, and 0 after the last."""
+    mark = reader.u8("list of requests")
+    if mark == 1:
+        raise TranslationError(
+            f"{name}: requests wait for a disk that failed them",
+            remedy="resume the VM when its image is sound again",
+        )
+    reader.expect(0, mark, "the end of the list of requests")
 
 
 def _check_nic(stream: Stream, section: Section, allowed: int) -> None:
