@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 CORPORA = Path(__file__).parent / "corpus"
-TARGETS = ("messages", "memory", "queues")
+TARGETS = ("messages", "memory", "queues", "streams")
 # One input takes a millisecond or two; what takes so much longer is a hang.
 TIMEOUT_S = 20
 MAX_INPUT_BYTES = 2048
@@ -24,7 +24,7 @@ def fuzz(name: str) -> None:
     The committed corpus is read. New inputs go to the first folder among the arguments, or a temporary one.
     """
     atheris = importlib.import_module("atheris")
-    with atheris.instrument_imports(include=["duovisor.channel"]):
+    with atheris.instrument_imports(include=["duovisor.channel", "duovisor.hypervisor.migration"]):
         target = importlib.import_module(f"tests.fuzz.target_{name}")
     options = [f"-timeout={TIMEOUT_S}", f"-max_len={MAX_INPUT_BYTES}", *sys.argv[1:]]
     if all(option.startswith("-") for option in options):
