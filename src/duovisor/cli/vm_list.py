@@ -20,7 +20,7 @@ from duovisor.cli.table import (
 from duovisor.cli.watching import show as show_document
 from duovisor.cli.watching import watch_option
 
-HEADER = ("NAME", "STATE", "DESIGN", "CPUS", "MEMORY", "ACCEL", "PID", "UP", "AUTOSTART")
+HEADER = ("NAME", "STATE", "DESIGN", "CPUS", "MEMORY", "ACCEL", "PID", "DRIVERS", "UP", "AUTOSTART")
 STATES = ("defined", "starting", "running", "paused", "stopping", "stopped", "crashed")
 
 
@@ -54,7 +54,7 @@ def render_list(vms: list[dict[str, Any]]) -> str:
     """The VMs as a table."""
     if not vms:
         return "no VMs; try: duovisor vm create --image probe"
-    return format_table(HEADER, map(build_row, vms), right=("CPUS", "MEMORY", "PID", "UP"))
+    return format_table(HEADER, map(build_row, vms), right=("CPUS", "MEMORY", "PID", "DRIVERS", "UP"))
 
 
 def build_row(vm: dict[str, Any]) -> tuple[str, ...]:
@@ -69,6 +69,7 @@ def build_row(vm: dict[str, Any]) -> tuple[str, ...]:
         format_mib(spec["memory_mib"]),
         status["accelerator"] or "-",
         str(status["pid"] or "-"),
+        _count_drivers(status["drivers"]),
         format_age(status["started_at"]) if status["pid"] else "-",
         f"order {autostart['order']}" if autostart["enabled"] else "-",
     )
@@ -77,7 +78,8 @@ def build_row(vm: dict[str, Any]) -> tuple[str, ...]:
 def render_vm(vm: dict[str, Any]) -> str:
     """All of a VM: its definition, its state, its processes and the latest faults."""
     record, status = vm["record"], vm["status"]
-    parts = [format_values({**_describe_status(status), **_describe_record(record)})]
+    devices = {"devices": _describe_devices(record["spec"]["devices"], status["drivers"])}
+    parts = [format_values({**_describe_status(status), **_describe_record(record), **devices})]
     if status["processes"]:
         rows = [
             (process["role"], str(process["pid"]), process["device"] or "-", format_state(process["state"]))
@@ -125,10 +127,32 @@ def _describe_record(record: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def _count_drivers(drivers: list[dict[str, Any]]) -> str:
+    """How many devices outside the VMM are served: ``3``, or ``2 of 3``."""
+    served = sum(driver["state"] == "running" for driver in drivers)
+    if served == len(drivers):
+        return str(served or "-")
+    return f"{served} of {len(drivers)}"
+
+
+def _describe_devices(devices: list[dict[str, Any]], drivers: list[dict[str, Any]]) -> str:
+    """What is beside disks and network cards, and how it is served."""
+    states = {driver["device"]: driver for driver in drivers}
+    lines = []
+    for index, device in enumerate(devices):
+        name = f"device{index}"
+        found = states.get(name)
+        state = f", {format_state(found['state'])}" if found else ""
+        reason = f": {found['reason']}" if found and found["reason"] else ""
+        lines.append(f"{name}: {device['driver']}{state}{reason}")
+    return "\n".join(lines) or "-"
+
+
 def _describe_disk(disk: dict[str, Any]) -> str:
     traits = [disk["format"], *(["read only"] if disk["read_only"] else [])]
     traits += [f"serial {disk['serial']}"] if disk["serial"] else []
-    return f"{disk['path']} ({', '.join(traits)})"
+    traits += [f"driver {disk['driver']}"] if disk["driver"] != "block" else []
+    return f"{disk['path'] or 'no file'} ({', '.join(traits)})"
 
 
 def _describe_nic(nic: dict[str, Any]) -> str:

@@ -107,3 +107,18 @@ def test_what_cannot_be_added_to_is_named(key: str, value: object) -> None:
 def test_a_nic_that_is_none_gets_no_forward() -> None:
     assert "nics.0: 'user' cannot be given a --forward" in refuse("--forward", "1:2", base={"nics": ["user"]})
     assert "cannot be given a --forward" in refuse("--forward", "1:2", base={"nics": [{"forward": 5}]})
+
+
+def test_drivers_and_keys_are_named_by_absolute_paths() -> None:
+    disk = parse_disk("/a.raw,driver=encrypted,key_file=k,sector_bytes=4096")
+    here = os.getcwd()
+    assert disk == {
+        "path": "/a.raw", "driver": "encrypted", "key_file": f"{here}/k", "sector_bytes": "4096"
+    }  # fmt: skip
+    assert parse_disk(",driver=./mine.py") == {"path": "", "driver": f"{here}/mine.py"}
+
+
+def test_devices_are_added_to_the_files() -> None:
+    document = build("--device", "rng", "--device", "./dice.py", base={"devices": [{"driver": "rng"}]})
+    assert [each["driver"] for each in document["devices"]] == ["rng", "rng", f"{os.getcwd()}/dice.py"]
+    assert "devices: 5 is not a list" in refuse("--device", "rng", base={"devices": 5})

@@ -47,10 +47,13 @@ class Image:
 
     def try_read(self, buffers: list[memoryview], offset: int, length: int) -> bool:
         """Fill the buffers, which have ``length`` bytes, if that needs no waiting; whether it was done."""
-        try:
-            return os.preadv(self.descriptor, buffers, offset, self.nowait) == length
-        except OSError as error:
-            return self.note_refusal(error) and self.try_read(buffers, offset, length)
+        for _ in range(2):
+            try:
+                return os.preadv(self.descriptor, buffers, offset, self.nowait) == length
+            except OSError as error:
+                if not self.note_refusal(error):
+                    break
+        return False
 
     def note_refusal(self, error: OSError) -> bool:
         """Whether a read without waiting failed because the file system has none: it is not asked again."""
