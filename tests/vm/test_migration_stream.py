@@ -18,6 +18,7 @@ from duovisor.controlling.images.boot import add_image
 from duovisor.controlling.images.probe import PORT_NAME
 from duovisor.controlling.images.probe_client import connect_probe
 from duovisor.controlling.machine_networks import open_taps
+from duovisor.hypervisor.migration import handover
 from duovisor.hypervisor.migration.errors import HandoverError
 from duovisor.hypervisor.migration.handover import load, prepare, save
 from duovisor.hypervisor.migration.translator import translate
@@ -165,15 +166,23 @@ async def test_a_working_guest_crosses_the_border_and_comes_back(place: Place) -
             await check_guest(vmm)
 
 
-async def test_whatever_fails_the_guest_goes_on_where_it_was(place: Place) -> None:
+async def test_whatever_fails_the_guest_goes_on_where_it_was(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with AsyncExitStack() as stack:
         vmm = await stack.enter_async_context(boot(place))
         await prepare(vmm.qmp)
 
         with pytest.raises(HandoverError, match="was not saved within"):
             await save(vmm.qmp, timeout_s=0.0001)
-        await vmm.qmp.cont()
-        await check_guest(vmm)
+        await check_guest(vmm)  # by itself
+
+        monkeypatch.setattr(handover, "MAX_STREAM_BYTES", 1 << 16)
+        monkeypatch.setattr(handover, "PIPE_BYTES", 1 << 14)
+        with pytest.raises(HandoverError, match="has more than 65536 bytes"):
+            await save(vmm.qmp)
+        monkeypatch.undo()
+        await check_guest(vmm)  # as well
 
         state = translate(await save(vmm.qmp), Design.MICROKERNELIZED)
         wrong = state.replace(b"/vhost-user-blk\0\0\0\0\0\0\0\1", b"/vhost-user-blk\0\0\0\0\0\0\0\7")
