@@ -7,18 +7,25 @@ import os
 import signal
 import socket
 import sys
+import threading
 
 from duovisor.channel.event_loop import EventLoop
 from duovisor.errors import DuovisorError
-from duovisor.hypervisor.thin.config import CONTROL, parse_arguments
+from duovisor.hypervisor.thin.config import CONTROL, STATE, parse_arguments
 from duovisor.hypervisor.thin.control import ControlServer
-from duovisor.hypervisor.thin.machine import SHUT_DOWN, Machine, tell
+from duovisor.hypervisor.thin.log import tell
+from duovisor.hypervisor.thin.machine import SHUT_DOWN, Machine
 from duovisor.hypervisor.thin.monitor import build_commands
+from duovisor.hypervisor.thin.seccomp import confine
+from duovisor.hypervisor.thin.state import STATE_BYTES_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
+
+
+STACK_BYTES = 512 << 10  # of each processor's thread; the C library's 8 MiB count as the process's own
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -32,6 +39,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(arguments: Sequence[str]) -> int:
     """Build the machine, wait for its drivers, then do what the control socket says."""
+    threading.stack_size(STACK_BYTES)
     config = parse_arguments(arguments)
     loop = EventLoop()
     server: ControlServer | None = None
@@ -41,9 +49,15 @@ def run(arguments: Sequence[str]) -> int:
             server.emit(event, data)
 
     machine = Machine(config, loop, emit)
-    machine.load_kernel()
+    if (saved := config.descriptors.get(STATE)) is None:
+        machine.load_kernel()
     machine.wait_drivers()
-    server = ControlServer(socket.socket(fileno=config.descriptors[CONTROL]), loop, build_commands(machine))
+    if saved is not None:
+        with open(saved, "rb") as file:
+            machine.restore(file.read(STATE_BYTES_MAX))
+    descriptors: dict[str, int] = {}
+    commands = build_commands(machine, descriptors)
+    server = ControlServer(socket.socket(fileno=config.descriptors[CONTROL]), loop, commands, descriptors)
 
     def terminate(*_: object) -> None:
         if machine.status != SHUT_DOWN:
@@ -54,6 +68,7 @@ def run(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.freeze()
     server.start()
+    confine()
     while machine.status != SHUT_DOWN:
         loop.turn()
     server.close()

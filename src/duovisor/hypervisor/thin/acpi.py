@@ -1,5 +1,8 @@
 """The machine's ACPI tables: a hardware-reduced platform with a PCI bus, a power button and no legacy device.
 
+Linux takes a hardware-reduced PC for one with EFI and resets it by that; without one it ends, as in the days
+of DOS, in real mode at the reset vector (arch/x86/kernel/reboot.c). ``RESET_CODE`` is what it finds there.
+
 Source: ACPI 6.4, 5.2 (tables), 4.1 (hardware-reduced), 4.8.3.7 (sleep registers), 5.6.9 (generic event
 device), 4.8.2.2.1.2 (the button). The panic device is QEMU's (docs/specs/pvpanic.rst); Linux has its driver.
 """
@@ -19,6 +22,12 @@ SLEEP_TYPE_OFF = 5
 RESET_VALUE = 1
 SLEEP_CONTROL, SLEEP_STATUS, RESET_REGISTER = 0, 1, 2  # offsets from POWER_PORT
 PUSHED = 0x80  # the notification of a button
+
+# mov dx, port; mov al, value; out dx, al; then hlt for ever
+RESET_CODE = b"\xba%b\xb0%b\xee\xf4\xeb\xfd" % (
+    (layout.POWER_PORT + RESET_REGISTER).to_bytes(2, "little"),
+    bytes((RESET_VALUE,)),
+)
 
 _HEADER = struct.Struct("<4sIBB6s8sI4sI")
 _WBINVD, _CONTROL_METHOD_POWER, _CONTROL_METHOD_SLEEP = 1 << 0, 1 << 4, 1 << 5

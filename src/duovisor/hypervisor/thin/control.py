@@ -37,11 +37,17 @@ GREETING = {
 class ControlServer:
     """Serves ``commands`` on a listening socket; ``emit`` tells the client of an event.
 
-    ``descriptors`` are those that a client has sent and named with ``getfd``.
+    ``descriptors`` is where those go that a client sends and names with ``getfd``; they outlive it.
     """
 
-    def __init__(self, listener: socket.socket, loop: EventLoop, commands: Mapping[str, Command]) -> None:
-        self.descriptors: dict[str, int] = {}
+    def __init__(
+        self,
+        listener: socket.socket,
+        loop: EventLoop,
+        commands: Mapping[str, Command],
+        descriptors: dict[str, int],
+    ) -> None:
+        self._descriptors = descriptors
         self._listener = listener
         self._loop = loop
         self._commands = {**commands, "getfd": self._take_descriptor}
@@ -131,9 +137,9 @@ class ControlServer:
         if not self._received:
             raise HypervisorError("no descriptor came with getfd")
         name = str(arguments["fdname"])
-        if (old := self.descriptors.pop(name, None)) is not None:
+        if (old := self._descriptors.pop(name, None)) is not None:
             os.close(old)
-        self.descriptors[name] = self._received.pop(0)
+        self._descriptors[name] = self._received.pop(0)
         return {}
 
     def _send(self, message: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ COMMAND_LINE = 0x20000
 COMMAND_LINE_BYTES = 2048  # COMMAND_LINE_SIZE of x86 Linux, with the zero at its end
 LOW_MEMORY_END = 0x9FC00  # a PC's firmware keeps the rest
 ACPI_TABLES = 0xE0000  # where a guest that was not told looks for the RSDP: ACPI 6.4, 5.2.5.1
+RESET_VECTOR = 0xFFFF0  # where a PC begins; Linux jumps there when it knows no better way to reset
 KERNEL = 0x100000
 
 IOAPIC = 0xFEC0_0000

@@ -18,11 +18,12 @@ from duovisor.hypervisor.thin.errors import BootImageError, KvmError
 from duovisor.hypervisor.thin.interrupts import GuestNotifications, InterruptRoutes
 from duovisor.hypervisor.thin.kvm import Kvm
 from duovisor.hypervisor.thin.kvm_vcpu import Vcpu
+from duovisor.hypervisor.thin.log import tell
 from duovisor.hypervisor.thin.memory import Memory
 from duovisor.hypervisor.thin.ports import Platform
 from duovisor.hypervisor.thin.power import DebugPort, PanicPort, PowerButton, PowerPorts
 from duovisor.hypervisor.thin.processors import Processors
-from duovisor.hypervisor.thin.state import restore_hardware, save_hardware
+from duovisor.hypervisor.thin.state import restore_hardware, restore_machine, save_hardware, save_machine
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -117,8 +118,10 @@ class Machine:
         """Make the first processor begin at the kernel's entry. Raises ``BootImageError``."""
         entry = boot.load(self.memory, self._files)
         tables = acpi.build_tables(self.config.cpus)
-        self.memory.low[layout.ACPI_TABLES : layout.ACPI_TABLES + len(tables)] = tables
-        write_entry(self.vcpus[0], self.memory.low, entry)
+        low = self.memory.low
+        low[layout.ACPI_TABLES : layout.ACPI_TABLES + len(tables)] = tables
+        low[layout.RESET_VECTOR : layout.RESET_VECTOR + len(acpi.RESET_CODE)] = acpi.RESET_CODE
+        write_entry(self.vcpus[0], low, entry)
 
     # Life cycle
 
@@ -151,6 +154,17 @@ class Machine:
             self._resume()
         else:
             self.status = PRELAUNCH
+
+    def save(self) -> bytes:
+        """The state of a stopped machine, without its memory. Raises ``HypervisorError`` when it is not."""
+        if self.status not in (PRELAUNCH, PAUSED):
+            raise HypervisorError(f"only a stopped machine can be saved: it is {self.status}")
+        return save_machine(self, self.vm.read_clock_ns() if self._clock_ns is None else self._clock_ns)
+
+    def restore(self, state: bytes) -> None:
+        """Take on a saved state, stopped; the memory is already what it was. Raises ``ThinConfigError``."""
+        self._clock_ns = restore_machine(self, state)
+        self.status = PAUSED
 
     def press_power_button(self) -> None:
         """What follows is the guest's choice."""
@@ -220,8 +234,3 @@ def open_file(path: str, flags: int = os.O_RDONLY) -> int:
         return os.open(path, flags | os.O_CLOEXEC)
     except OSError as error:
         raise BootImageError(f"cannot open {path}: {error.strerror}") from error
-
-
-def tell(who: str, what: str) -> None:
-    """A line of the log, which is standard error."""
-    os.write(2, f"{who}: {what}\n".encode(errors="replace"))
