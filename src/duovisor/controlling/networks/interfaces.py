@@ -19,7 +19,8 @@ NAME_MAX = 15  # IFNAMSIZ with its zero
 TUN_PATH = "/dev/net/tun"
 TUN_DEVICE = os.makedev(10, 200)
 
-_TUNSETIFF, _TUNGETIFF, _TUNSETVNETHDRSZ = 0x400454CA, 0x800454D2, 0x400454D8
+_TUNSETIFF, _TUNGETIFF = 0x400454CA, 0x800454D2
+_TUNGETVNETHDRSZ, _TUNSETVNETHDRSZ = 0x800454D7, 0x400454D8
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_TUN_EXCL = 0x0002, 0x1000, 0x4000, 0x8000
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCSIFHWADDR = 0x8913, 0x8914, 0x8924
 _SIOCGIFMTU, _SIOCSIFMTU, _SIOCBRADDIF = 0x8921, 0x8922, 0x89A2
@@ -52,6 +53,12 @@ def read_tap_name(descriptor: int) -> str:
     """The name of the TAP behind a descriptor."""
     answer = fcntl.ioctl(descriptor, _TUNGETIFF, bytes(_FLAGS.size))
     return answer[:16].rstrip(b"\0").decode()
+
+
+def read_header_bytes(descriptor: int) -> int:
+    """The size of the virtio-net header before each frame, as the reader of a TAP has chosen it."""
+    size: int = _HEADER_BYTES.unpack(fcntl.ioctl(descriptor, _TUNGETVNETHDRSZ, bytes(_HEADER_BYTES.size)))[0]
+    return size
 
 
 def set_address(name: str, mac: bytes) -> None:
