@@ -75,23 +75,21 @@ def walk_fields(reader: Reader, document: Json, name: str, depth: int = 0) -> No
     fields = document.get("fields")
     if not isinstance(fields, list):
         raise reader.fail(f"{name}: the VM description has no list of its fields")
-    count = 0
-    for number, field in enumerate(fields):
-        match field:
-            case {"size": int(size), "array_len": int(length)} if size >= 0 and length >= 0:
-                count += size * length
-            case {"size": int(size)} if size >= 0 and "array_len" not in field:
-                count += size
-            case _:
-                raise reader.fail(
-                    f"{name}: field {number} of the VM description has no size that we can read"
-                )
-    reader.skip(count, name)
+    reader.skip(sum(_measure(reader, field, name) for field in fields), name)
     subsections = document.get("subsections", [])
     if not isinstance(subsections, list):
         raise reader.fail(f"{name}: the VM description's subsections are no list")
     for subsection in subsections:
         _walk_subsection(reader, subsection, name, depth + 1)
+
+
+def _measure(reader: Reader, field: Any, name: str) -> int:
+    """The bytes of one field; a ``match`` here would take as long as all the rest."""
+    if type(field) is dict:
+        size, length = field.get("size"), field.get("array_len", 1)
+        if type(size) is int and type(length) is int and size >= 0 and length >= 0:
+            return size * length
+    raise reader.fail(f"{name}: the VM description has a field of no size that we can read")
 
 
 def _walk_subsection(reader: Reader, document: Any, parent: str, depth: int) -> None:

@@ -200,9 +200,10 @@ def _apply(data: bytes, stream: Stream, changes: list[_Change]) -> bytes:
     )
     length = len(data) - stream.description + grown
     changes.append(_Change(stream.description - 4, stream.description, length.to_bytes(4, "big")))
-    parts = []
+    view = memoryview(data)
+    parts: list[bytes | memoryview] = []
     at = 0
     for change in sorted(changes):
-        parts += [data[at : change.start], change.replacement]
+        parts += [view[at : change.start], change.replacement]
         at = change.end
-    return b"".join([*parts, data[at:]])
+    return b"".join([*parts, view[at:]])
