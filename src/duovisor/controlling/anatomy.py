@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from duovisor.controlling.key_files import KEY_MEMORY
 from duovisor.controlling.resources.group_folder import find_group, read_limits
 from duovisor.controlling.resources.scope import NAME as SCOPE
 from duovisor.spec.vm import Design
@@ -129,6 +130,8 @@ def _held(pid: int, machine: MachineDescription) -> Iterator[str]:
             yield f"device {target}"
         elif stat.S_ISBLK(status.st_mode):
             yield f"block device {target}"
+        elif target.startswith(KEY_MEMORY):
+            yield "disk key"
     if machine.memory_file and _maps(pid, machine.memory_file):
         yield "guest memory"
 

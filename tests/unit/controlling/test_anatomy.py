@@ -25,6 +25,7 @@ from duovisor.controlling.description import (
     write_description,
 )
 from duovisor.controlling.errors import MachineNotFoundError
+from duovisor.controlling.key_files import create_key, open_key
 from duovisor.controlling.run_folder import open_run_folder
 from duovisor.process_identity import read_start_ticks
 from duovisor.spec.loading import build_spec
@@ -109,6 +110,15 @@ def test_a_held_image_and_memory_are_seen(tmp_path: Path) -> None:
     manager, process = anatomy.processes
     assert manager.host_access == ("guest memory", f"image {image} (read-write)", *HOST)
     assert process.host_access == (f"image {image} (read-write)", *HOST)
+
+
+def test_who_holds_a_disk_key_is_seen(tmp_path: Path) -> None:
+    key = tmp_path / "disk.key"
+    create_key(key)
+    with open_key(str(key)) as held:
+        with child((held,)) as driver:
+            anatomy = read_anatomy(describe(driver))
+    assert anatomy.processes[-1].host_access == ("disk key", *HOST)
 
 
 def test_devices_are_named() -> None:

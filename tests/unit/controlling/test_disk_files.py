@@ -19,7 +19,8 @@ from tests.unit.controlling.conftest import run_as_stranger
 from tests.unit.formats.test_vhdx_log import read_header, write_header
 
 from duovisor.controlling.disk_files import open_disk
-from duovisor.controlling.errors import DiskFileError, DiskLockedError
+from duovisor.controlling.errors import DiskFileError, DiskLockedError, DriverFileError, KeyFileError
+from duovisor.controlling.key_files import create_key
 from duovisor.spec.vm import DiskSpec
 
 SIZE = 1 << 20
@@ -271,3 +272,39 @@ def test_a_vhdx_that_a_kill_left_unusable_is_mended(image: Path, cache: str) -> 
             assert read_header(file.fileno()).log_guid != bytes(16)
         with open_disk(build(image, format="vhdx", cache=cache)):
             assert read_header(file.fileno()).log_guid == bytes(16)
+
+
+def test_what_an_encrypting_driver_may_hold(image: Path, tmp_path: Path) -> None:
+    key = tmp_path / "disk.key"
+    create_key(key)
+    disk = build(image, driver="encrypted", key_file=str(key))
+    with open_disk(disk) as opened:
+        assert opened.descriptors == {"image": opened.descriptor, **opened.others}
+        assert opened.others.keys() == {"key"}
+        assert os.pread(opened.others["key"], 100, 0) == key.read_bytes()
+    key.chmod(0o644)
+    with pytest.raises(KeyFileError, match="is open to others"), open_disk(disk):
+        pass
+    with open_disk(build(image)):
+        pass  # it was unlocked
+
+
+def test_an_image_must_be_whole_units_of_its_encryption(image: Path, tmp_path: Path) -> None:
+    key = tmp_path / "disk.key"
+    create_key(key)
+    os.truncate(image, 4096 + 512)
+    disk = build(image, driver="encrypted", key_file=str(key), sector_bytes=4096)
+    with pytest.raises(DiskFileError, match="has 4608 bytes, which is no multiple of its sector_bytes, 4096"):
+        with open_disk(disk):
+            pass
+
+
+def test_a_disk_without_a_file_has_its_drivers_text(tmp_path: Path) -> None:
+    driver = tmp_path / "mine.py"
+    driver.write_text("class Mine: pass")
+    with open_disk(DiskSpec(driver=str(driver))) as opened:
+        assert opened.descriptors.keys() == {"source"}
+        assert (opened.descriptor, opened.size_bytes, opened.is_block_device) == (-1, 0, False)
+    driver.unlink()
+    with pytest.raises(DriverFileError, match="cannot read driver"), open_disk(DiskSpec(driver=str(driver))):
+        pass
