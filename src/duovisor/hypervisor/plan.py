@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from duovisor.sandbox import Sandbox
     from duovisor.spec.vm import Accelerator, Design
 
-TAKES_DESCRIPTOR = ("-add-fd", "-chardev", "-netdev")
+TAKES_DESCRIPTOR = ("-add-fd", "-chardev", "-netdev", "--descriptor")
 
 
 @dataclass(frozen=True)
 class LaunchPlan:
     """How one VMM process is started.
 
-    ``argv`` holds ``@NAME@`` in an ``-add-fd``, ``-chardev`` or ``-netdev`` wherever the number of an
-    inherited descriptor belongs. One is the console's log; ``taps`` names those that the controlling layer
-    opens, each a TAP; ``sockets`` names the others: each is a Unix stream socket, bound and listening as
-    ``NAME.sock`` in the VM's run folder before the VMM starts, so that whoever connects needs no retry.
-    ``channels`` are those of them on which a driver serves. The sockets in ``bound`` the VMM binds itself
-    when it starts, in the folder ``channels`` of the run folder; a driver serves on each of them, too.
+    ``argv`` holds ``@NAME@`` in an ``-add-fd``, ``-chardev``, ``-netdev`` or ``--descriptor`` wherever the
+    number of an inherited descriptor belongs. One is the console's log; ``taps`` names those that the
+    controlling layer opens, each a TAP; ``sockets`` names the others: each is a Unix stream socket, bound and
+    listening as ``NAME.sock`` in the VM's run folder before the VMM starts, so that whoever connects needs no
+    retry. ``channels`` are those of them on which a driver serves. The sockets in ``bound`` the VMM binds
+    itself when it starts, in the folder ``channels`` of the run folder; a driver serves on each of them, too.
     """
 
     name: str
