@@ -246,6 +246,56 @@ def test_a_snapshot_goes_on_in_another_machine(
     other.close()
 
 
+def test_a_driver_does_not_notice_another_vmm(
+    pc: Pc, guest: GuestDriver, driver: RunningDriver, tmp_path: Path
+) -> None:
+    guest.echo(b"one"), guest.echo(b"two", queue=1)
+    waiting = guest.submit(b"three")
+    pc.device.pause()
+    state = json.loads(json.dumps(pc.device.save()))
+    connection = pc.device.release()
+    assert connection is not None
+    other = Pc(tmp_path, memory=pc.descriptor)
+    other.device.restore(state)
+    other.device.adopt(connection, state)
+    other.run()
+    other.device.resume()
+    guest.pc = other
+    assert guest.reap() == 1
+    assert bytes(waiting) == b"eerht"
+    assert guest.echo(b"four", queue=1) == b"ruof"
+    assert driver.is_alive
+    assert (pc.told, other.told) == (["driver connected"], [])
+    driver.kill()
+    successor = RunningDriver(other, EchoDevice(2))
+    assert guest.echo(b"five") == b"evif"
+    successor.kill()
+    other.close()
+
+
+def test_a_released_driver_can_be_taken_back(pc: Pc, guest: GuestDriver) -> None:
+    pc.device.pause()
+    state = pc.device.save()
+    connection = pc.device.release()
+    assert connection is not None
+    assert pc.device.release() is None
+    pc.device.adopt(connection, state)
+    with pytest.raises(ValueError, match="connected already"):
+        pc.device.adopt(connection, state)
+    pc.device.resume()
+    assert guest.echo(b"still") == b"llits"
+
+
+def test_what_is_no_connection_is_not_adopted(pc: Pc) -> None:
+    state = pc.device.save()
+    no_socket = os.eventfd(0)
+    with pytest.raises(ValueError, match="no socket"):
+        pc.device.adopt(no_socket, state)
+    with pytest.raises(ValueError, match="not one"):
+        pc.device.adopt(no_socket, {})
+    os.close(no_socket)
+
+
 def test_a_snapshot_that_is_none_is_refused(pc: Pc, guest: GuestDriver, tmp_path: Path) -> None:
     pc.device.pause()
     good = json.dumps(pc.device.save())

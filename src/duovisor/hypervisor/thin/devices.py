@@ -91,6 +91,22 @@ class VirtioDevice:
             except (KeyError, TypeError, AttributeError, OverflowError) as error:
                 raise ValueError(f"the state of {self.name} is not one: {error!r}") from error
 
+    def release(self) -> int | None:
+        """Give the driver's connection away, for ``adopt`` in another process; the caller closes it."""
+        with self._lock:
+            return self._channel.release()
+
+    def adopt(self, descriptor: int, state: dict[str, Any]) -> None:
+        """After ``restore`` of this state: go on with the connection that belongs to it.
+
+        Raises ``ValueError``, and takes nothing, for what is none.
+        """
+        with self._lock:
+            try:
+                self._channel.adopt(descriptor, state["channel"])
+            except (KeyError, TypeError) as error:
+                raise ValueError(f"the state of {self.name} is not one: {error!r}") from error
+
     def close(self) -> None:
         """Let go of everything."""
         with self._lock:

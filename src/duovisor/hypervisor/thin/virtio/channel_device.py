@@ -197,6 +197,38 @@ class ChannelDevice:
             if self._started:
                 os.eventfd_write(self.config_call, 1)
 
+    def release(self) -> int | None:
+        """Give the connection away, driver and all: another process goes on with it, by ``adopt``.
+
+        For a paused device. The caller owns the descriptor; ``None`` when there is no driver.
+        """
+        link, self._link = self._link, None
+        if link is None:
+            return None
+        self._loop.unwatch(link.connection.fileno())
+        return link.connection.socket.detach()
+
+    def adopt(self, descriptor: int, saved: dict[str, Any]) -> None:
+        """Go on with a connection that another process, which saved this state, has released.
+
+        The descriptor is the device's afterwards. Raises ``ValueError``, ``KeyError`` or ``TypeError``, and
+        takes nothing.
+        """
+        driver_features = int(saved["driver"]["features"])
+        protocol_features = int(saved["driver"]["protocol_features"])
+        try:
+            connected = socket.socket(fileno=descriptor)
+        except OSError as error:
+            raise ValueError(f"a connection that is no socket: {error.strerror}") from error
+        if self._link is not None or connected.family != socket.AF_UNIX:
+            connected.detach()
+            raise ValueError("a driver is connected already, or this is none")
+        self._loop.unwatch(self._listener.fileno())
+        self._driver_features, self.known = driver_features, True
+        self._link = FrontEndLink(connected, ANSWER_TIMEOUT_S)
+        self._link.protocol_features = protocol_features
+        self._loop.watch(descriptor, self._look)
+
     # Queues
 
     def _start_queues(self, link: FrontEndLink) -> None:
@@ -286,6 +318,10 @@ class ChannelDevice:
             "config": self.config.hex(),
             "generation": self.generation,
             "inflight": None if self._inflight is None else save_inflight(self._inflight),
+            "driver": {
+                "features": self._driver_features,
+                "protocol_features": 0 if self._link is None else self._link.protocol_features,
+            },
         }
 
     def restore(self, saved: dict[str, Any], features: int, *, started: bool) -> None:
