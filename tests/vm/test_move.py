@@ -8,6 +8,8 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.networks import BRIDGE, HOST, enter_network, list_ports, why_no_namespace
+from tests.vm.test_network import Peer
 
 from duovisor.controlling.images.probe import PORT_NAME
 from duovisor.controlling.images.probe_client import connect_probe
@@ -20,7 +22,7 @@ from duovisor.hypervisor.migration import handover
 from duovisor.spec.vm import Design
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
     from tests.vm.conftest import Guest
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
     Boot = Callable[..., Awaitable[Guest]]
 
+pytestmark = pytest.mark.vm
 THERE_AND_BACK = (Design.MICROKERNELIZED, Design.MONOLITHIC)
 
 
@@ -127,3 +130,36 @@ async def test_what_fails_leaves_the_vm_as_it_was(
     assert (await late.task).new_design is other
     async with connect_probe(machine.port_path(PORT_NAME)) as probe:
         assert await run_verify(probe, "/dev/vda", size_mib=8) == "ok"
+
+
+@pytest.fixture
+def network() -> Iterator[None]:
+    if reason := why_no_namespace():
+        pytest.skip(reason)
+    with enter_network():
+        yield
+        assert list_ports() == [], "a TAP was left behind"
+
+
+@pytest.mark.usefixtures("network")
+async def test_streams_and_pings_go_on(boot: Boot, scratch: Path, capabilities: HostCapabilities) -> None:
+    nics = [{"bridge": BRIDGE, "mac": "52:54:00:77:00:02"}]
+    guest = await boot(Design.MONOLITHIC, nics=nics, disks=[{"path": str(scratch)}])
+    machine = guest.machine
+    await guest.output(
+        f"killall udhcpc; ip addr add 10.77.0.2/24 dev eth0; ip link set eth0 up; ping -c1 -W5 {HOST}"
+    )
+    peer = Peer(mib=48)
+    await guest.output(f"(nc {HOST} {peer.port} | md5sum > /tmp/sum; touch /tmp/end) > /dev/null 2>&1 & true")
+    await guest.output(
+        f"(ping -i 0.01 -c 400 -W 5 {HOST} > /tmp/ping; touch /tmp/pinged) > /dev/null 2>&1 & true"
+    )
+    for design in THERE_AND_BACK * 2:
+        await asyncio.sleep(0.3)
+        await move(machine, design, capabilities)
+    async with connect_probe(machine.port_path(PORT_NAME)) as probe:
+        wait = "while [ ! -e /tmp/end -o ! -e /tmp/pinged ]; do sleep 0.1; done"
+        done = await probe.run(f"{wait}; cat /tmp/sum; tail -3 /tmp/ping", timeout_s=120)
+    said = done.output.decode()
+    assert said.split()[0] == peer.finish()
+    assert "400 packets transmitted, 400 packets received, 0% packet loss" in said

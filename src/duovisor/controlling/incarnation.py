@@ -111,6 +111,11 @@ class Incarnation:
 
     # A life
 
+    def prepare(self) -> None:
+        """Bind sockets and open TAPs. Raises ``DuovisorError``; ``end`` undoes everything."""
+        self.vmm.prepare()
+        self.taps = open_taps(self.spec, self.held)
+
     async def begin(
         self,
         checked: CheckedStart,
@@ -119,13 +124,11 @@ class Incarnation:
         die_with_owner: bool = False,
         old: Incarnation | None = None,
     ) -> None:
-        """Start the processes; the VMM has not been greeted and runs nothing yet.
+        """Start the processes after ``prepare``; the VMM has not been greeted and runs nothing yet.
 
         What the drivers of an ``old`` incarnation hold, those of this one are given too.
         Raises ``DuovisorError``; ``end`` undoes everything.
         """
-        self.vmm.prepare()
-        self.taps = open_taps(self.spec, self.held)
         inside = self.spec.design is Design.MONOLITHIC
         if not inside:
             await self._start_devices(checked, old)

@@ -140,6 +140,7 @@ class Machine:
             machine.group = await open_vm_group(spec, capabilities, machine.run_dir)
             machine.write()  # from here on a successor can undo what we do
             create_memory_file(place.memory_file, spec.memory_mib, vmm.owner)
+            machine.current.prepare()
             await machine.current.begin(checked, machine.console_log, die_with_owner=die_with_owner)
             await machine.current.run()
             await machine._settle(adopted=False)

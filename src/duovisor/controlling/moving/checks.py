@@ -65,8 +65,13 @@ def check_move(machine: Machine, design: Design, capabilities: HostCapabilities)
 def check_carried(spec: VirtualMachineSpec, design: Design) -> None:
     """What of a VM's devices QEMU cannot carry to a VMM of ``design``. Raises ``MoveRefusedError``."""
     outside = Design.MICROKERNELIZED in (spec.design, design)
-    if spec.nics:
-        raise MoveRefusedError("nic0 cannot be carried over", remedy="stop the VM")
+    for index, nic in enumerate(spec.nics):
+        if nic.bridge is None:
+            raise MoveRefusedError(
+                f"nic{index} is on user networking, where the guest's connections end in a process that a "
+                "move replaces",
+                remedy="put it on a bridge, or stop the VM",
+            )
     if spec.devices and outside:
         raise MoveRefusedError(
             "device0 cannot be carried over: QEMU does not migrate vhost-user-rng and its like",

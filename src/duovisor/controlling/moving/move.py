@@ -11,6 +11,7 @@ import time
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from duovisor.controlling.moving.cards import CardMoves
 from duovisor.controlling.moving.checks import check_move
 from duovisor.controlling.moving.disks import hand_over_disks, write_out
 from duovisor.controlling.moving.errors import MoveFailedError
@@ -59,6 +60,7 @@ class _Move:
         self._went_at = 0.0
         self._stream_bytes = 0
         self._is_cancelled = False
+        self._cards: CardMoves | None = None
 
     async def run(self) -> MoveReport:
         machine, old = self._machine, self._old
@@ -134,6 +136,8 @@ class _Move:
         self._enter(Step.START)
         machine = self._machine
         machine.place.give_files(new.vmm.owner)
+        new.prepare()
+        self._cards = CardMoves(self._old, new)
         await new.begin(
             self._checked, machine.console_log, die_with_owner=machine.die_with_owner, old=self._old
         )
@@ -141,6 +145,7 @@ class _Move:
         new.settle()
         await self._old.vmm.prepare_to_move()
         await new.vmm.prepare_to_move()
+        await self._cards.occupy()
 
     async def _prepare(self, new: Incarnation) -> None:
         """What can be done before the guest stands still, so that it stands still for less."""
@@ -150,7 +155,9 @@ class _Move:
 
     async def _cut_over(self, new: Incarnation) -> None:
         machine, old = self._machine, self._old
+        assert self._cards is not None
         self._enter(Step.PAUSE)
+        await self._cards.divert()
         self._paused_at = time.monotonic()
         await old.vmm.pause()
         self._enter(Step.SAVE)
@@ -163,6 +170,7 @@ class _Move:
         self._enter(Step.HAND_OVER)
         with self._undone_on_failure() as undo:
             hand_over_disks(old, new, undo)
+            self._cards.settle()
             machine.place.decide(new.number)
             undo.callback(machine.place.undecide)
             self._enter(Step.GO)
@@ -172,6 +180,7 @@ class _Move:
                 await self._end_if_gone(new)
                 raise
         self._went_at = time.monotonic()
+        self._cards.finish()
 
     @contextmanager
     def _undone_on_failure(self) -> Iterator[ExitStack]:
@@ -197,6 +206,8 @@ class _Move:
         machine.place.point_to(new.number)
         machine.place.undecide()
         await machine.console.move()
+        if self._cards is not None:
+            await self._cards.close()
         await old.end()
         machine.other = None
         machine.place.remove_incarnation(old.number)
@@ -205,9 +216,14 @@ class _Move:
     async def _abandon(self, new: Incarnation) -> None:
         """The old one goes on, and the successor is taken off the host."""
         machine = self._machine
+        if self._cards is not None:
+            with suppress(DuovisorError):
+                self._cards.back()
         if self._paused_at:
             with suppress(DuovisorError):
                 await self._old.vmm.go_on()
+        if self._cards is not None:
+            await self._cards.close()
         await machine.console.stay()
         await new.end()
         machine.other = None
