@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -90,7 +91,8 @@ class Host:
         mounts = Path("/proc/mounts").read_text().splitlines()
         left += [line for line in mounts if f" {self.root}/" in line]
         if self.user:
-            left += [str(path) for path in Path("/dev/shm").glob(f"duovisor-{self.user}-*")]
+            folder = f"duovisor-{self.user}-{zlib.crc32(bytes(self.root / 'runtime')):08x}"
+            left += [str(path) for path in Path("/dev/shm").glob(folder)]
         # what driver partitions are forked from stays with the service
         return left + [each for each in find_processes(self.root) if "drivers.factory" not in each]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -54,7 +55,7 @@ def package(tmp_path: Path) -> Path:
 def test_any_qemu_takes_the_driver(
     number: int, model: str, package: Path, capabilities: HostCapabilities
 ) -> None:
-    path = f"/tmp/dvt-alone-{number}.sock"
+    path = f"/tmp/dvt-alone-{os.getpid()}-{number}.sock"
     Path(path).unlink(missing_ok=True)
     main = MAIN.format(
         folder=str(package), driver=DRIVER, number=number, queues=QUEUES.get(number, 1), path=path

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.unit.controlling.conftest import run_as_stranger
+from tests.unit.controlling.conftest import let_in, run_as_stranger
 
 from duovisor.controlling.errors import DiskLockedError, HostLacksError, PartitionError
 from duovisor.controlling.formats.chain import read_chain
@@ -86,10 +86,8 @@ async def test_opens_what_only_its_owner_may_read(tmp_path: Path, disk_format: s
 
 @needs_tools
 def test_as_an_ordinary_user(tmp_path: Path) -> None:
-    if os.geteuid() == 0:
-        for folder in tmp_path.parents[:2]:  # pytest's own, which are closed to others
-            folder.chmod(0o755)
-        tmp_path.chmod(0o777)
+    let_in(tmp_path)
+    tmp_path.chmod(0o777)
 
     async def look() -> None:
         async with running(tmp_path, make_disk(tmp_path / "images")) as started:

@@ -11,8 +11,16 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 STRANGER = 54321
+
+
+def let_in(folder: Path) -> None:
+    """Let a stranger into a folder of pytest's and those above it, if we can become one."""
+    for each in (folder, *folder.parents):
+        if os.geteuid() == 0 and not each.stat().st_mode & 0o001:
+            each.chmod(0o755)
 
 
 def run_as_stranger(work: Callable[[], None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +79,7 @@ def find_files(directories: Directories) -> set[str]:
     """Run folders, memory files and mounts of VMs, in a form that can be compared."""
     runtime = directories.runtime
     found = {f"run {path.name}" for path in runtime.glob("vms/*")}
-    shared = SHARED_MEMORY.glob(f"duovisor-{os.geteuid()}-*/*")
+    shared = SHARED_MEMORY.glob(f"duovisor-{os.geteuid()}-{zlib.crc32(bytes(runtime)):08x}/*")
     found |= {f"memory {path.name}" for path in (*runtime.glob("memory/*"), *shared)}
     if os.path.ismount(runtime / "memory"):
         found.add("mount")
