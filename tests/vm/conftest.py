@@ -14,7 +14,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -58,6 +58,10 @@ class Guest(NamedTuple):
         return done.output.decode()
 
 
+if TYPE_CHECKING:
+    Boot = Callable[..., Awaitable[Guest]]
+
+
 @pytest.fixture(scope="session")
 def capabilities() -> HostCapabilities:
     try:
@@ -74,9 +78,9 @@ def probe_image() -> Image:
     return build_probe_image(find_directories(), print)
 
 
-@pytest.fixture
-def folders() -> Iterator[Directories]:
-    """State and runtime folders of this test alone; short, as a Unix socket's path has 107 bytes."""
+@contextlib.contextmanager
+def lend_folders() -> Iterator[Directories]:
+    """State and runtime folders in which nothing may be left; short: a Unix socket's path has 107 bytes."""
     root = Path(tempfile.mkdtemp(prefix="dvt-", dir="/tmp"))
     root.chmod(0o755)
     directories = Directories(root / "state", root / "run", find_directories().cache)
@@ -94,6 +98,13 @@ def folders() -> Iterator[Directories]:
     end_what_is_left(root, processes)
     shutil.rmtree(root, ignore_errors=True)
     assert not left, f"left behind: {left}"
+
+
+@pytest.fixture
+def folders() -> Iterator[Directories]:
+    """Folders of this test alone."""
+    with lend_folders() as directories:
+        yield directories
 
 
 def end_what_is_left(root: Path, processes: list[str]) -> None:
@@ -123,6 +134,11 @@ def find_processes(root: Path) -> list[str]:
 
 @pytest.fixture
 def scratch(folders: Directories) -> Path:
+    """A disk image of this test alone."""
+    return make_scratch(folders)
+
+
+def make_scratch(folders: Directories) -> Path:
     """A 64 MiB disk image full of a known pattern: sector n holds n, 64 times."""
     path = folders.state / "scratch.raw"
     with path.open("wb") as file:
@@ -131,16 +147,14 @@ def scratch(folders: Directories) -> Path:
     return path
 
 
-@pytest_asyncio.fixture
-async def boot(
-    folders: Directories, probe_image: Image, capabilities: HostCapabilities
-) -> AsyncIterator[Callable[..., Awaitable[Guest]]]:
-    """Boot the probe guest: ``await boot(design, **specification)``."""
+@asynccontextmanager
+async def booting(folders: Directories, image: Image, capabilities: HostCapabilities) -> AsyncIterator[Boot]:
+    """Boot guests of an image, ended at the end: ``await boot(design, **specification)``."""
     async with AsyncExitStack() as stack:
 
         async def start(design: str, tell: Tell = ignore_driver_events, **document: Any) -> Guest:
             full = {"name": f"t-{design[:5]}", "memory_mib": 256, "design": design, **document}
-            spec = build_spec(add_image(full, probe_image))
+            spec = build_spec(add_image(full, image))
             machine = await stack.enter_async_context(start_machine(spec, capabilities, folders, tell=tell))
             probe = await stack.enter_async_context(connect_probe(machine.port_path(PORT_NAME)))
             waiting = asyncio.create_task(probe.wait_booted(BOOT_TIMEOUT_S))
@@ -151,4 +165,13 @@ async def boot(
                 raise lost.result()
             return Guest(machine, probe, waiting.result())
 
+        yield start
+
+
+@pytest_asyncio.fixture
+async def boot(
+    folders: Directories, probe_image: Image, capabilities: HostCapabilities
+) -> AsyncIterator[Boot]:
+    """Boot guests of this test alone."""
+    async with booting(folders, probe_image, capabilities) as start:
         yield start

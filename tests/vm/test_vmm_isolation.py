@@ -23,24 +23,32 @@ from duovisor.hypervisor.lifecycle import State
 from duovisor.sandbox import uid_of
 from duovisor.spec.vm import Design
 
+from .conftest import booting, lend_folders, make_scratch
 from .hostile_vmm import INTERPRETER, attack
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator
 
-    from .conftest import Guest
+    from duovisor.controlling.images.image import Image
+    from duovisor.hardware.capabilities import HostCapabilities
+
+    from .conftest import Boot, Guest
     from .hostile_vmm import Outcomes
 
 pytestmark = pytest.mark.vm
+looks = pytest.mark.asyncio(loop_scope="module")  # where the guest was started
 
 NAMESPACES = ("mnt", "pid", "net", "ipc", "uts", "cgroup")
 CAPABILITY_SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 KERNEL_OBJECTS = re.compile(r"anon_inode:(\[(eventfd|signalfd|eventpoll|io_uring)\]|kvm-.*)|/dev/(null|kvm)")
 
 
-@pytest_asyncio.fixture
-async def guest(boot: Callable[..., Awaitable[Guest]], scratch: Path) -> Guest:
-    return await boot(Design.MICROKERNELIZED, disks=[{"path": str(scratch)}], nics=[{}])
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def guest(capabilities: HostCapabilities, probe_image: Image) -> AsyncIterator[Guest]:
+    """One guest for all that look at it and leave it as it is."""
+    with lend_folders() as folders:
+        async with booting(folders, probe_image, capabilities) as boot:
+            yield await boot(Design.MICROKERNELIZED, disks=[{"path": str(make_scratch(folders))}], nics=[{}])
 
 
 def proc(guest: Guest) -> Path:
@@ -65,6 +73,7 @@ def read_unix_sockets() -> dict[str, str]:
     return {fields[6]: fields[7] if len(fields) > 7 else "" for fields in lines}
 
 
+@looks
 async def test_each_descriptor_is_accounted_for(guest: Guest) -> None:
     """Guest memory, sockets of its own run folder, two logs, in-flight logs, and the kernel's own objects."""
     run_dir = guest.machine.run_dir
@@ -89,6 +98,7 @@ async def test_each_descriptor_is_accounted_for(guest: Guest) -> None:
     assert memory_files == 1
 
 
+@looks
 async def test_namespaces_and_privileges(guest: Guest) -> None:
     own = {
         name
@@ -108,6 +118,7 @@ async def test_namespaces_and_privileges(guest: Guest) -> None:
     assert status["NSpid"].split()[-1] == "1"
 
 
+@looks
 async def test_file_system_is_what_qemu_needs(guest: Guest) -> None:
     root = proc(guest) / "root"
     mounts = {}
@@ -131,6 +142,7 @@ async def test_file_system_is_what_qemu_needs(guest: Guest) -> None:
     assert set(os.listdir(root / "usr")) <= {"bin", "lib", "lib64", "share"}
 
 
+@looks
 async def test_limits(guest: Guest) -> None:
     limits = read_limits(guest)
     private = str(VMM_PRIVATE_MIB + 16 << 20)
@@ -140,8 +152,9 @@ async def test_limits(guest: Guest) -> None:
     assert limits["Max open files"] == (str(VMM_DESCRIPTORS), str(VMM_DESCRIPTORS))
 
 
-async def test_seccomp_ends_a_vmm_that_starts_a_program(guest: Guest) -> None:
+async def test_seccomp_ends_a_vmm_that_starts_a_program(boot: Boot) -> None:
     """``migrate exec:`` is QEMU's way to start a shell; its filter with ``spawn=deny`` kills it for that."""
+    guest = await boot(Design.MICROKERNELIZED)
     argv = guest.machine.vmm.plan.argv
     wanted = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
     assert argv[argv.index("-sandbox") + 1] == wanted
