@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.vm
 
 DESIGNS = (Design.MONOLITHIC, Design.MICROKERNELIZED)
-TRANSFER_MIB = int(os.environ.get("DUOVISOR_TRANSFER_MIB", "96"))
+TRANSFER_MIB = int(os.environ.get("DUOVISOR_TRANSFER_MIB", "16"))  # each ring goes round many times
 KILL_EVERY_S = 2.0
 MAC = "52:54:00:77:00:0"
 
@@ -154,8 +154,8 @@ async def test_two_designs_on_one_bridge(boot: Boot) -> None:
 @pytest.mark.parametrize("design", DESIGNS)
 async def test_streams_are_whole(boot: Boot, design: Design) -> None:
     guest = await boot_on_bridge(boot, design)
-    await download(guest, 64)
-    await upload(guest, 64)
+    await download(guest, TRANSFER_MIB)
+    await upload(guest, TRANSFER_MIB)
 
 
 async def test_streams_survive_their_driver(boot: Boot) -> None:
@@ -174,12 +174,19 @@ async def test_streams_survive_their_driver(boot: Boot) -> None:
 async def test_a_driver_is_replaced_under_load(boot: Boot) -> None:
     guest = await boot_on_bridge(boot, Design.MICROKERNELIZED)
     device = guest.machine.devices["nic0"]
-    load = asyncio.create_task(download(guest, 64))
+    replaced = 0
+
+    async def download_meanwhile() -> None:
+        while replaced < 4:
+            await download(guest, TRANSFER_MIB)
+
+    load = asyncio.create_task(download_meanwhile())
     for _ in range(4):
         await asyncio.sleep(0.3)
         await wait_spare(device)
         done = await device.replace(latest=False)
         assert done.old_pid != done.new_pid
+        replaced += 1
     await load
     assert "0% packet loss" in await guest.output(f"ping -c 3 {HOST}")
 
