@@ -51,13 +51,17 @@ def waiting_qemu(tap: int) -> Iterator[None]:
     """A QEMU that has opened a TAP and waits for a stream to come in."""
     words = [QEMU, "-nodefaults", "-display", "none", "-machine", "q35,accel=tcg", "-m", "64"]
     words += ["-netdev", f"tap,id=net,fd={tap},vhost=off", "-incoming", "defer"]
-    words += ["-device", f"virtio-net-pci,netdev=net,mac={MAC},romfile="]
-    with subprocess.Popen(words, pass_fds=[tap], stdin=subprocess.DEVNULL) as process:
+    words += ["-device", f"virtio-net-pci,netdev=net,mac={MAC},romfile=", "-qmp", "stdio"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, pass_fds=[tap], stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
-            end = time.monotonic() + 20
-            while interfaces.read_header_bytes(tap) != LEGACY_HEADER_BYTES and time.monotonic() < end:
-                time.sleep(0.01)
-            assert process.poll() is None
+            assert "QMP" in process.stdout.readline()
+            for command in ("qmp_capabilities", "query-status"):
+                process.stdin.write(f'{{"execute": "{command}"}}\n')
+                process.stdin.flush()
+                assert "return" in process.stdout.readline()
             yield
         finally:
             process.kill()
@@ -93,8 +97,7 @@ def test_qemu_keeps_one_frame_and_takes_the_dummy_for_it() -> None:
 def test_without_the_dummy_a_frame_is_missing() -> None:
     with open_sender() as sender, open_taps() as (old, new), closing(prepare_move(old, new, MAC)) as move:
         with waiting_qemu(new):
-            time.sleep(0.2)
             move.divert()
             flood_guest(sender)
-            time.sleep(0.2)
+            time.sleep(1)
             assert len(read_all(new)) == FRAMES - 1

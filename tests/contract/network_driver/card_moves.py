@@ -132,8 +132,11 @@ class Guest:
 
 
 @contextmanager
-def flooded(window: int) -> Iterator[Guest]:
-    """A guest that is sent frames; on leaving, all of them must have come, once, in order and whole."""
+def flooded(window: int, overtaken_share: float = 0.0) -> Iterator[Guest]:
+    """A guest that is sent frames; on leaving, all of them must have come, once, in order and whole.
+
+    ``overtaken_share`` of them may be out of order.
+    """
     page = os.memfd_create("flood")
     os.truncate(page, flood.PAGE_BYTES)
     with open_sender() as tap, mmap.mmap(page, flood.PAGE_BYTES) as shared:
@@ -149,7 +152,8 @@ def flooded(window: int) -> Iterator[Guest]:
     assert sent > 200
     missing = set(range(1, sent + 1)) - guest.seen
     assert not missing, f"{sorted(missing)[:20]} of {sent} frames are missing"
-    assert (guest.reordered, guest.repeated, guest.garbled) == (0, 0, 0)
+    assert (guest.repeated, guest.garbled) == (0, 0), f"{guest.repeated}, {guest.garbled} of {sent}"
+    assert guest.reordered <= sent * overtaken_share, f"{guest.reordered} of {sent} are out of order"
 
 
 def run_source(guest: Guest, tap: int, *, for_s: float = 0.002) -> None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MOVES = int(os.environ.get("DUOVISOR_MOVES", "70"))
+# of frames that come at the moment itself, where the source does not read: one move in 300 has any
+OVERTAKEN_SHARE = 0.002
 
 
 pytestmark = pytest.mark.skipif(bool(why_no_namespace()), reason=why_no_namespace() or "none")
@@ -57,7 +59,7 @@ def test_nothing_is_lost_garbled_or_reordered(window: int) -> None:
 
 @pytest.mark.parametrize("window", [1, 400])
 def test_a_failed_move_loses_nothing(window: int) -> None:
-    with open_taps() as (old, new), flooded(window) as guest:
+    with open_taps() as (old, new), flooded(window, OVERTAKEN_SHARE) as guest:
         for turn in range(MOVES // 2):
             run_source(guest, old)
             with closing(prepare_move(old, new, MAC)) as move:
@@ -75,7 +77,7 @@ def test_a_failed_move_loses_nothing(window: int) -> None:
 
 @pytest.mark.parametrize("window", [1, 400])
 def test_a_paused_guest_moves(window: int) -> None:
-    with open_taps() as taps, flooded(window) as guest:
+    with open_taps() as taps, flooded(window, OVERTAKEN_SHARE) as guest:
         old, new = taps
         for _ in range(MOVES // 4):
             run_source(guest, old)

@@ -70,14 +70,15 @@ class CardMove:
     def divert(self, *, source_reads: bool = True) -> Carried:
         """From now on what is for the guest waits in the new TAP, even if the guest speaks on the old one.
 
-        Without ``source_reads``, as of a VM that is paused, what waits in the old TAP goes there first.
+        Without ``source_reads``, as of a VM that is paused, what waits in the old TAP goes there first; a
+        frame that comes at that very moment may be overtaken.
         """
         with _explained():
             self._is_diverted = True
             self._offloads.copy(self._old.name, self._new.name, self._new.descriptor)
-            carried = Carried() if source_reads else _carry(self._old, self._new)
             self._places = set(ports.list_learned(self._netlink, self._old.index))
             places = [ports.build_place(each, self._new.index, sticky=True) for each in self._places]
+            carried = Carried() if source_reads else _carry(self._old, self._new)
             self._netlink.change([ports.build_state(self._new.index, ports.FORWARDING), *places])
         self._is_drained = source_reads and self._old.is_empty
         return carried._replace(addresses=len(places))
@@ -101,15 +102,18 @@ class CardMove:
         return carried._replace(addresses=len(self._places))
 
     def back(self) -> Carried:
-        """The source goes on: the old TAP is the card's place again, and gets what waits in the new one."""
+        """The source goes on: the old TAP is the card's place again, and gets what waits in the new one.
+
+        A frame that comes at that very moment may be overtaken.
+        """
         if not self._is_diverted:
             return Carried()
         self._is_diverted = False
+        # the new port's state stays as it is: a frame that is on its way there would be dropped
+        places = [ports.build_place(each, self._old.index) for each in self._places]
         # if the source has read all by itself, it has, or will get, what is for a group
         first = _carry(self._new, self._old, unicast_only=self._is_drained)
         with _explained():
-            # the new port stays as it is: a frame that is on its way there would be dropped
-            places = [ports.build_place(each, self._old.index) for each in self._places]
             self._netlink.change(places)
         rest = _carry(self._new, self._old, unicast_only=self._is_drained)
         return Carried(first.frames + rest.frames, first.lost + rest.lost, len(places))

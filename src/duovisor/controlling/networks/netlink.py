@@ -1,6 +1,6 @@
 """Requests to the kernel's bridge that no ioctl makes: a few messages of rtnetlink, built and parsed here.
 
-docs/decisions/019 says why not through a library. Sources: Linux ``netlink.h``, rtnetlink(7).
+docs/decisions/018 says why not through a library. Sources: Linux ``netlink.h``, rtnetlink(7).
 """
 
 from __future__ import annotations
