@@ -174,7 +174,7 @@ class FakeVmManager:
         vm = await self.get(name)
         self._require(vm, State.RUNNING, State.PAUSED)
         service = ProcessAnatomy("controlling", "manager", os.getpid(), "duovisord", (), (), ())
-        return Anatomy(name=name, design=vm.record.spec.design, accelerator="tcg", processes=(service,))
+        return Anatomy(name, vm.record.spec.design, "tcg", "qemu", "it was asked for", (service,))
 
     def console(self, name: str) -> FakeConsole:
         if name not in self._vms:

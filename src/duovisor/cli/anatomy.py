@@ -73,6 +73,8 @@ def _draw_layer(anatomy: Anatomy, layer: str) -> RenderableType:
     blocks: list[RenderableType] = [
         _draw_process(process) for process in anatomy.processes if process.layer == layer
     ]
+    if layer == "hypervisor" and anatomy.vmm_reason:
+        blocks.append(Text(f"vmm {anatomy.vmm}: {anatomy.vmm_reason}", style="dim"))
     if layer == "hardware":
         blocks = [Text(f"processors run the guest through {anatomy.accelerator.upper()}")]
         blocks.append(Text("physical devices: drivers of the host's kernel, in both designs", style="dim"))

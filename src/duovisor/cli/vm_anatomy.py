@@ -49,4 +49,11 @@ def build_anatomy(document: dict[str, Any]) -> Anatomy:
         )
         for process in document["processes"]
     )
-    return Anatomy(document["name"], Design(document["design"]), document["accelerator"], processes)
+    return Anatomy(
+        name=document["name"],
+        design=Design(document["design"]),
+        accelerator=document["accelerator"],
+        vmm=document["vmm"],
+        vmm_reason=document["vmm_reason"],
+        processes=processes,
+    )

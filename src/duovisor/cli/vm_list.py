@@ -99,6 +99,9 @@ def _describe_status(status: dict[str, Any]) -> dict[str, str]:
     if status["accelerator"]:
         reason = status["accelerator_reason"]
         values["runs on"] = status["accelerator"] + (f": {reason}" if reason else "")
+    if status["vmm"]:
+        reason = status["vmm_reason"]
+        values["vmm"] = status["vmm"] + (f": {reason}" if reason else "")
     if status["pid"]:
         values["since"] = f"{format_time(status['started_at'])} ({format_age(status['started_at'])})"
     elif status["ended_at"]:

@@ -54,6 +54,7 @@ _OPTIONS = (
         help="Lead a host port on loopback to the first NIC, for example 2222:22. Repeatable.",
     ),
     click.option("--accelerator", type=click.Choice(["auto", "kvm", "tcg"]), help="[default: auto]"),
+    click.option("--vmm", type=click.Choice(["auto", "thin", "qemu"]), help="The VMM. [default: auto]"),
     click.option("--firmware", type=click.Choice(["bios", "uefi", "direct-kernel"]), help="[default: bios]"),
     click.option("--kernel", type=click.Path(), help="Linux kernel to boot without firmware."),
     click.option("--initrd", type=click.Path(), help="Its initial RAM disk."),
@@ -75,7 +76,7 @@ def build_document(base: Mapping[str, Any], options: Mapping[str, Any]) -> dict[
     """
     document = dict(base)
     _check_kinds(document)
-    for key in ("name", "design", "cpus", "memory", "accelerator", "firmware"):
+    for key in ("name", "design", "cpus", "memory", "accelerator", "vmm", "firmware"):
         if options[key] is not None:
             document[key] = options[key]
     if options["memory"] is not None:

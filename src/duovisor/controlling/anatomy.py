@@ -47,6 +47,8 @@ class Anatomy:
     name: str
     design: Design
     accelerator: str
+    vmm: str
+    vmm_reason: str
     processes: tuple[ProcessAnatomy, ...]
 
 
@@ -69,6 +71,8 @@ def read_anatomy(machine: MachineDescription) -> Anatomy:
         name=machine.spec.name,
         design=machine.spec.design,
         accelerator=machine.accelerator,
+        vmm=machine.current.vmm,
+        vmm_reason=machine.current.vmm_reason,
         processes=tuple(process for process in ordered if process is not None),
     )
 

@@ -17,7 +17,7 @@ from duovisor.controlling.errors import MachineNotFoundError
 from duovisor.controlling.run_folder import has_owner, list_run_folders
 from duovisor.hypervisor.plan import LaunchPlan
 from duovisor.process_identity import ProcessIdentity, is_living, read_children
-from duovisor.spec.vm import Accelerator, VirtualMachineSpec
+from duovisor.spec.vm import Accelerator, VirtualMachineSpec, VmmKind
 
 if TYPE_CHECKING:
     from duovisor.controlling.machine import Machine
@@ -89,13 +89,16 @@ class PlanDescription(BaseModel):
 class IncarnationDescription(BaseModel):
     """One VMM of a VM with what serves its devices, in the folder ``number`` of the run folder.
 
-    ``spec`` is the VM's, with the design of this incarnation. Once it runs, the VMM is its first process.
+    ``spec`` is the VM's, with the design of this incarnation; ``vmm`` is never ``auto``. Once it
+    runs, the VMM is its first process.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     number: int
     spec: VirtualMachineSpec
+    vmm: VmmKind = VmmKind.QEMU
+    vmm_reason: str = ""
     plan: PlanDescription
     processes: tuple[ProcessDescription, ...] = ()
 

@@ -23,6 +23,7 @@ from duovisor.controlling.description import (
 )
 from duovisor.controlling.errors import PartitionError
 from duovisor.controlling.leftovers import adopt_process
+from duovisor.controlling.machine_console import adopt_console, open_console, plan_console
 from duovisor.controlling.machine_devices import plan_nic
 from duovisor.controlling.machine_disks import adopt_disk, plan_disk
 from duovisor.controlling.machine_drivers import adopt_device, plan_device
@@ -37,7 +38,8 @@ from duovisor.hypervisor.errors import HypervisorError, VmmGoneError, WrongState
 from duovisor.hypervisor.qemu.devices import device_socket
 from duovisor.hypervisor.qemu.disks import disk_socket
 from duovisor.hypervisor.qemu.nics import nic_socket
-from duovisor.spec.vm import Design, DiskFormat
+from duovisor.hypervisor.thin_plan import CONSOLE_CHANNEL
+from duovisor.spec.vm import Design, DiskFormat, VmmKind
 
 if TYPE_CHECKING:
     import socket
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from duovisor.controlling.supervision.factories import Factories
     from duovisor.controlling.supervision.plan import DevicePlan
     from duovisor.controlling.supervision.records import Tell
+    from duovisor.controlling.vmm_choice import VmmDecision
     from duovisor.hardware.capabilities import HostCapabilities
     from duovisor.hypervisor.vmm import Vmm
     from duovisor.process import Process
@@ -71,6 +74,7 @@ class Incarnation:
         self,
         number: int,
         spec: VirtualMachineSpec,
+        decision: VmmDecision,
         vmm: Vmm,
         held: ExitStack,
         factories: Factories,
@@ -79,6 +83,7 @@ class Incarnation:
     ) -> None:
         self.number = number
         self.spec = spec
+        self.decision = decision
         self.vmm = vmm
         self.run_dir = vmm.run_dir
         self.held = held
@@ -103,6 +108,8 @@ class Incarnation:
         return IncarnationDescription(
             number=self.number,
             spec=self.spec,
+            vmm=self.decision.kind,
+            vmm_reason=self.decision.reason,
             plan=PlanDescription(
                 argv=plan.argv, sockets=plan.sockets, channels=plan.channels, bound=plan.bound
             ),
@@ -131,7 +138,7 @@ class Incarnation:
         """
         inside = self.spec.design is Design.MONOLITHIC
         if not inside:
-            await self._start_devices(checked, old)
+            await self._start_devices(checked, console_log, old)
         self.vmm.launch(
             console_log,
             die_with_owner=die_with_owner,
@@ -159,7 +166,12 @@ class Incarnation:
         self._fixed = tuple(sorted(map(find_program, self._fixed), key=lambda each: not each.is_vmm))
         self._note()
 
-    async def adopt(self, left: IncarnationDescription, capabilities: Callable[[], HostCapabilities]) -> None:
+    async def adopt(
+        self,
+        left: IncarnationDescription,
+        console_log: Path,
+        capabilities: Callable[[], HostCapabilities],
+    ) -> None:
         """Take over what a previous owner left running.
 
         Raises ``VmmGoneError``, ``VmmStartError`` when the VMM never ran its guest, ``QmpError`` or
@@ -174,7 +186,7 @@ class Incarnation:
             raise VmmGoneError(f"{self.name}: the VMM has ended")
         await self.vmm.adopt(found)
         if self.spec.design is Design.MICROKERNELIZED:
-            await self._adopt_devices(left, capabilities)
+            await self._adopt_devices(left, console_log, capabilities)
 
     async def end(self) -> None:
         """End all processes and remove what they left."""
@@ -288,7 +300,10 @@ class Incarnation:
         self._fixed = (*self._fixed, describe_process(process, device))
         self._note()
 
-    async def _start_devices(self, checked: CheckedStart, old: Incarnation | None) -> None:
+    async def _start_devices(self, checked: CheckedStart, console_log: Path, old: Incarnation | None) -> None:
+        if self.decision.kind is VmmKind.THIN:
+            console = open_console(self.spec, self.run_dir, console_log, self.held)
+            self._add_device(plan_console(self.spec, console))
         if old is not None and old.spec.design is Design.MICROKERNELIZED:
             for index in range(len(self.spec.disks)):
                 self._add_device(self._share(old.devices[disk_socket(index)].plan))
@@ -347,9 +362,14 @@ class Incarnation:
     # Adopting
 
     async def _adopt_devices(
-        self, left: IncarnationDescription, capabilities: Callable[[], HostCapabilities]
+        self, left: IncarnationDescription, console_log: Path, capabilities: Callable[[], HostCapabilities]
     ) -> None:
         """Take over the drivers; what no living driver holds is opened again, an image locked."""
+        if self.decision.kind is VmmKind.THIN:
+            found = _find_partitions(left, CONSOLE_CHANNEL)
+            pids = [each.pid for each in found]
+            console = adopt_console(self.spec, self.run_dir, console_log, pids, self.held)
+            await self._adopt_device(plan_console(self.spec, console), found)
         for index, disk in enumerate(self.spec.disks):
             found = _find_partitions(left, disk_socket(index))
             if disk.format is not DiskFormat.RAW:

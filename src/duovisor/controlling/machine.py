@@ -23,6 +23,7 @@ from duovisor.controlling.moving.recovery import conclude_move, take_disks_back
 from duovisor.controlling.resources.vm_group import VmGroup, find_vm_group, open_vm_group
 from duovisor.controlling.supervision.factories import Factories
 from duovisor.controlling.supervision.records import ignore_driver_events
+from duovisor.controlling.vmm_choice import VmmDecision
 from duovisor.hardware.accelerator import AcceleratorDecision
 from duovisor.hypervisor.memory import create_memory_file
 from duovisor.hypervisor.qemu.console import CONSOLE_SOCKET, port_socket
@@ -133,7 +134,7 @@ class Machine:
             machine.console_log = console_log or place.run_dir / "console.log"
             run_dir = place.open_incarnation(1)
             vmm = Vmm(checked.build_plan(run_dir, place), run_dir, checked.tools)
-            machine.current = machine.make_incarnation(1, spec, vmm, held)
+            machine.current = machine.make_incarnation(1, spec, checked.vmm, vmm, held)
             undo.pop_all()
         try:
             machine.group = VmGroup(spec, None)
@@ -177,11 +178,12 @@ class Machine:
         found = left.current
         run_dir = place.run_dir / str(found.number)
         vmm = Vmm(left.build_plan(found), run_dir)
-        machine.current = machine.make_incarnation(found.number, found.spec, vmm, ExitStack())
+        chosen = VmmDecision(found.vmm, found.vmm_reason)
+        machine.current = machine.make_incarnation(found.number, found.spec, chosen, vmm, ExitStack())
         try:
             pids = [each.watched_pid for each in found.processes if each.is_vmm]
             machine.group = find_vm_group(found.spec, pids[0]) if pids else VmGroup(found.spec, None)
-            await machine.current.adopt(found, capabilities)
+            await machine.current.adopt(found, console_log, capabilities)
             if moved.is_undone:
                 take_disks_back(machine.current)
                 await machine.current.resume()
@@ -193,10 +195,10 @@ class Machine:
         return machine
 
     def make_incarnation(
-        self, number: int, spec: VirtualMachineSpec, vmm: Vmm, held: ExitStack
+        self, number: int, spec: VirtualMachineSpec, decision: VmmDecision, vmm: Vmm, held: ExitStack
     ) -> Incarnation:
         """An incarnation that is not begun; ``held`` goes over to it."""
-        return Incarnation(number, spec, vmm, held, self._factories, self._tell, self.write)
+        return Incarnation(number, spec, decision, vmm, held, self._factories, self._tell, self.write)
 
     async def clean_up(self) -> None:
         """End the VM and remove all it left on the host; the disks' content stays. Once is enough."""

@@ -18,11 +18,14 @@ from duovisor.controlling.preflight import (
     find_ovmf,
     find_sandbox_tools,
 )
+from duovisor.controlling.python_runtime import PACKAGE, find_standard_library, interpreter
+from duovisor.controlling.vmm_choice import choose_vmm
 from duovisor.hypervisor.build import build_launch_plan
 from duovisor.hypervisor.plan import VmmPaths
+from duovisor.hypervisor.thin_plan import DeviceShape, ThinPaths, build_thin
 from duovisor.hypervisor.vmm import CHANNELS
 from duovisor.sandbox import uid_of
-from duovisor.spec.vm import Design
+from duovisor.spec.vm import Design, VmmKind
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from duovisor.controlling.disk_files import OpenDisk
     from duovisor.controlling.machine_drivers import OpenDevice
     from duovisor.controlling.machine_place import Place
+    from duovisor.controlling.vmm_choice import VmmDecision
     from duovisor.hardware.accelerator import AcceleratorDecision
     from duovisor.hardware.capabilities import HostCapabilities
     from duovisor.hypervisor.plan import LaunchPlan
@@ -47,6 +51,7 @@ class CheckedStart(NamedTuple):
     spec: VirtualMachineSpec
     capabilities: HostCapabilities
     decision: AcceleratorDecision
+    vmm: VmmDecision
     tools: SandboxTools
     disks: tuple[OpenDisk, ...]
     open_disks: ExitStack
@@ -59,6 +64,8 @@ class CheckedStart(NamedTuple):
 
         For UEFI, the VM's copy of the variables is made in its run folder if it has none.
         """
+        if self.vmm.kind is VmmKind.THIN:
+            return self._build_thin_plan(place)
         qemu_path, qemu = self.capabilities.require_qemu()
         uefi_code, uefi_template = find_ovmf()
         sandboxed = self.spec.design is Design.MICROKERNELIZED
@@ -77,11 +84,24 @@ class CheckedStart(NamedTuple):
         gids = find_kvm_gids(self.capabilities)
         return build_launch_plan(self.spec, qemu, self.decision.accelerator, paths, gids)
 
+    def _build_thin_plan(self, place: Place) -> LaunchPlan:
+        paths = ThinPaths(
+            interpreter=interpreter(),
+            runtime=find_standard_library(),
+            package=PACKAGE,
+            memory_file=place.memory_file,
+            libraries=find_libraries(),
+            devices=tuple(DeviceShape(device.device_type) for device in self.devices),
+        )
+        return build_thin(self.spec, self.decision.accelerator, paths, find_kvm_gids(self.capabilities))
+
 
 def check_start(spec: VirtualMachineSpec, capabilities: HostCapabilities) -> CheckedStart:
     """Make every check that can be made before anything is on the host. Raises ``DuovisorError``."""
-    capabilities.require_qemu()
     decision = choose_accelerator(spec, capabilities)
+    vmm = choose_vmm(spec, decision.accelerator)
+    if vmm.kind is VmmKind.QEMU:
+        capabilities.require_qemu()
     check_memory(spec, capabilities.memory_total_mib)
     check_boot_files(spec)
     check_networks(spec)
@@ -96,5 +116,5 @@ def check_start(spec: VirtualMachineSpec, capabilities: HostCapabilities) -> Che
     chains = tuple(opened.chain for opened in disks)
     kept_disks = disks if kept else ()
     return CheckedStart(
-        spec, capabilities, decision, tools, kept_disks, open_disks, block_devices, chains, devices
+        spec, capabilities, decision, vmm, tools, kept_disks, open_disks, block_devices, chains, devices
     )

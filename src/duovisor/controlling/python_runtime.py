@@ -1,10 +1,11 @@
-"""The Python that driver partitions run: the interpreter itself, and where our package lies."""
+"""The Python of driver partitions and the thin VMM: the interpreter itself, and where our package lies."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import sys
+import sysconfig
 from pathlib import Path
 
 import duovisor
@@ -16,6 +17,12 @@ PACKAGE = Path(duovisor.__file__).parent
 def interpreter() -> Path:
     """The interpreter itself, without the virtual environment around it."""
     return Path(os.path.realpath(sys.executable))
+
+
+def find_standard_library() -> tuple[Path, ...]:
+    """The folders of the interpreter's own modules."""
+    folders = (Path(os.path.realpath(sysconfig.get_path(name))) for name in ("stdlib", "platstdlib"))
+    return tuple(dict.fromkeys(folders))
 
 
 def find_package_folders(*names: str) -> list[Path]:

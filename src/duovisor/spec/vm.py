@@ -50,6 +50,14 @@ class Accelerator(StrEnum):
     TCG = "tcg"
 
 
+class VmmKind(StrEnum):
+    """The program that is the VMM; ``auto``: the thin one where it can run the VM, else QEMU."""
+
+    AUTO = "auto"
+    THIN = "thin"
+    QEMU = "qemu"
+
+
 class Firmware(StrEnum):
     """What the guest's processor runs first."""
 
@@ -341,6 +349,7 @@ class VirtualMachineSpec(SpecModel):
     name: Annotated[str, AfterValidator(check_name)]
     design: Design = Design.MONOLITHIC
     accelerator: Accelerator = Accelerator.AUTO
+    vmm: VmmKind = VmmKind.AUTO
     cpus: int = Field(default=1, ge=1, le=255)
     memory_mib: Annotated[int, BeforeValidator(_read_memory)] = Field(default=512, ge=16, le=16 << 20)
     firmware: Firmware = Firmware.BIOS

@@ -53,6 +53,7 @@ def check_move(machine: Machine, design: Design, capabilities: HostCapabilities)
             spec=spec,
             capabilities=replace(capabilities, qemu=pinned),
             decision=machine.decision,
+            vmm=machine.current.decision,
             tools=find_sandbox_tools(design, capabilities),
             disks=disks,
             open_disks=stack.pop_all(),

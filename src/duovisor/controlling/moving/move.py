@@ -126,7 +126,8 @@ class _Move:
             run_dir = machine.place.open_incarnation(number)
             undo.callback(machine.place.remove_incarnation, number)
             plan = checked.build_plan(run_dir, machine.place).as_successor()
-            new = machine.make_incarnation(number, checked.spec, Vmm(plan, run_dir, checked.tools), held)
+            vmm = Vmm(plan, run_dir, checked.tools)
+            new = machine.make_incarnation(number, checked.spec, checked.vmm, vmm, held)
             undo.pop_all()
         machine.other = new
         machine.write()

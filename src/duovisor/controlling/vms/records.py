@@ -15,7 +15,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from duovisor.controlling.description import Duty
 from duovisor.controlling.supervision.records import DriverStatus
 from duovisor.hypervisor.lifecycle import State
-from duovisor.spec.vm import Accelerator, VirtualMachineSpec
+from duovisor.spec.vm import Accelerator, VirtualMachineSpec, VmmKind
 
 T = TypeVar("T")
 Progress = Callable[[int, str], None]
@@ -92,6 +92,8 @@ class VmStatus(Model):
     state: State
     accelerator: Accelerator | None = None
     accelerator_reason: str = ""
+    vmm: VmmKind | None = None
+    vmm_reason: str = ""
     pid: int | None = None
     started_at: AwareDatetime | None = None
     ended_at: AwareDatetime | None = None

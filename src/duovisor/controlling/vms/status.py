@@ -35,6 +35,8 @@ def build_active_status(machine: Machine, run: RunDocument, record: VmRecord, ac
         state=State.STOPPING if state in ENDED else state,
         accelerator=description.accelerator,
         accelerator_reason=description.accelerator_reason,
+        vmm=description.current.vmm,
+        vmm_reason=description.current.vmm_reason,
         pid=description.processes[0].pid,
         started_at=datetime.fromtimestamp(description.started_at, UTC),
         processes=tuple(_list_processes(machine)),
