@@ -72,6 +72,10 @@ def flood_guest(sender: int) -> None:
         os.write(sender, flood.build_frame(number))
 
 
+def count_waiting(tap: int) -> int:
+    return sum(frame.endswith(flood.PAYLOAD) for frame in read_all(tap))  # the bridge speaks, too
+
+
 def test_the_source_is_left_alone() -> None:
     with open_taps() as (old, new), closing(prepare_move(old, new, MAC)):
         name = interfaces.read_tap_name(old)
@@ -91,7 +95,7 @@ def test_qemu_keeps_one_frame_and_takes_the_dummy_for_it() -> None:
             move.divert()
             flood_guest(sender)
             time.sleep(0.2)
-            assert len(read_all(new)) == FRAMES
+            assert count_waiting(new) == FRAMES
 
 
 def test_without_the_dummy_a_frame_is_missing() -> None:
@@ -100,4 +104,4 @@ def test_without_the_dummy_a_frame_is_missing() -> None:
             move.divert()
             flood_guest(sender)
             time.sleep(1)
-            assert len(read_all(new)) == FRAMES - 1
+            assert count_waiting(new) == FRAMES - 1
