@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Command = Callable[[dict[str, Any]], Any]
 
-LINE_BYTES_MAX = 64 << 10
+REQUEST_MAX = 64 << 10  # characters
 READ_BYTES = 16 << 10
 SEND_TIMEOUT_S = 2.0
 DESCRIPTORS_MAX = 8
@@ -53,8 +53,9 @@ class ControlServer:
         self._commands = {**commands, "getfd": self._take_descriptor}
         self._client: socket.socket | None = None
         self._negotiated = False
-        self._buffer = b""
+        self._buffer = ""
         self._received: list[int] = []
+        self._decoder = json.JSONDecoder()
 
     def start(self) -> None:
         """From now on, greet whoever connects."""
@@ -75,7 +76,7 @@ class ControlServer:
             return
         self._loop.unwatch(self._listener.fileno())
         client.settimeout(SEND_TIMEOUT_S)
-        self._client, self._negotiated, self._buffer = client, False, b""
+        self._client, self._negotiated, self._buffer = client, False, ""
         self._loop.watch(client.fileno(), self._read)
         self._send(GREETING)
 
@@ -100,18 +101,27 @@ class ControlServer:
                 numbers = array.array("i")
                 numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
                 self._received.extend(numbers)
-        self._buffer += data
-        while b"\n" in self._buffer:
-            line, self._buffer = self._buffer.split(b"\n", 1)
-            if line.strip():
-                self._answer(line)
-        if not data or len(self._buffer) > LINE_BYTES_MAX:
+        self._buffer += data.decode(errors="surrogateescape")
+        while (request := self._take_request()) is not None:
+            self._answer(request)
+        if not data or len(self._buffer) > REQUEST_MAX:
             self._drop()
 
-    def _answer(self, line: bytes) -> None:
+    def _take_request(self) -> Any | None:
+        """The next whole JSON value; requests need not end with a line. What is none ends with its line."""
+        text = self._buffer.lstrip()
+        try:
+            request, end = self._decoder.raw_decode(text)
+        except (ValueError, RecursionError):
+            line, newline, rest = text.partition("\n")
+            self._buffer = rest if newline else text
+            return line if newline else None
+        self._buffer = text[end:]
+        return request if request is not None else "null"
+
+    def _answer(self, request: Any) -> None:
         identity = None
         try:
-            request = json.loads(line)
             identity = request.get("id")
             reply = {"return": self._execute(request["execute"], request.get("arguments") or {})}
         except HypervisorError as error:
