@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,13 +19,13 @@ from duovisor.controlling.images.storage_jobs import run_verify
 from duovisor.controlling.moving.errors import MoveFailedError
 from duovisor.controlling.moving.move import move
 from duovisor.controlling.moving.report import Step
+from duovisor.hardware.qemu_probe import probe_qemu
 from duovisor.hypervisor.lifecycle import State
 from duovisor.hypervisor.migration import handover
 from duovisor.spec.vm import Design
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
-    from pathlib import Path
 
     from tests.vm.conftest import Guest
 
@@ -163,3 +165,20 @@ async def test_streams_and_pings_go_on(boot: Boot, scratch: Path, capabilities: 
     said = done.output.decode()
     assert said.split()[0] == peer.finish()
     assert "400 packets transmitted, 400 packets received, 0% packet loss" in said
+
+
+@pytest.mark.parametrize("design", Design)
+async def test_another_process_takes_over(
+    boot: Boot, scratch: Path, capabilities: HostCapabilities, design: Design
+) -> None:
+    """The same design: what `vm update-vmm` does; with DUOVISOR_OTHER_QEMU, to a QEMU of another version."""
+    other = os.environ.get("DUOVISOR_OTHER_QEMU")
+    guest = await boot(design, disks=[{"path": str(scratch)}])
+    if other:
+        capabilities = replace(capabilities, qemu_path=Path(other), qemu=probe_qemu(Path(other)))
+    for _ in range(2):
+        report = await move(guest.machine, design, capabilities)
+        assert (report.old_design, report.new_design) == (design, design)
+        assert report.old_pid != report.new_pid
+        async with connect_probe(guest.machine.port_path(PORT_NAME)) as probe:
+            assert await run_verify(probe, "/dev/vda", size_mib=8) == "ok"

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from duovisor.controlling.disk_files import open_disk
+from duovisor.controlling.disk_files import open_disk, open_image_file
 from duovisor.controlling.formats.chain import read_chain
 from duovisor.controlling.machine_checks import CheckedStart
 from duovisor.controlling.machine_networks import check_networks
@@ -15,7 +15,7 @@ from duovisor.controlling.preflight import check_boot_files, find_sandbox_tools
 from duovisor.controlling.supervision.records import DeviceState
 from duovisor.hypervisor.lifecycle import State
 from duovisor.hypervisor.qemu.machine import read_machine_type
-from duovisor.spec.vm import Design, DiskFormat
+from duovisor.spec.vm import Design, DiskFormat, VmmKind
 
 if TYPE_CHECKING:
     from duovisor.controlling.disk_files import OpenDisk
@@ -33,6 +33,11 @@ def check_move(machine: Machine, design: Design, capabilities: HostCapabilities)
     machine.vmm.lifecycle.require({State.RUNNING}, "move")
     spec = machine.spec.model_copy(update={"design": design})
     check_carried(machine.spec, design)
+    if machine.current.decision.kind is VmmKind.THIN and design is not machine.spec.design:
+        raise MoveRefusedError(
+            f"{spec.name} runs on the thin VMM, whose state no QEMU understands",
+            remedy="start it with vmm: qemu to move it between the designs",
+        )
     for device in machine.devices.values():
         if device.state is not DeviceState.RUNNING:
             raise MoveRefusedError(
@@ -41,9 +46,6 @@ def check_move(machine: Machine, design: Design, capabilities: HostCapabilities)
             )
     check_boot_files(spec)
     check_networks(spec)
-    _, qemu = capabilities.require_qemu()
-    # the guest keeps the machine that it booted on, whatever newer ones a newer QEMU has
-    pinned = replace(qemu, q35_machine=read_machine_type(machine.vmm.plan.argv))
     with ExitStack() as stack:
         disks: tuple[OpenDisk, ...] = ()
         if (machine.spec.design, design) == (Design.MONOLITHIC, Design.MICROKERNELIZED):
@@ -51,16 +53,25 @@ def check_move(machine: Machine, design: Design, capabilities: HostCapabilities)
         chains = tuple(map(_look_at, spec.disks))
         return CheckedStart(
             spec=spec,
-            capabilities=replace(capabilities, qemu=pinned),
+            capabilities=_pin_machine(machine, capabilities),
             decision=machine.decision,
             vmm=machine.current.decision,
             tools=find_sandbox_tools(design, capabilities),
             disks=disks,
             open_disks=stack.pop_all(),
-            block_devices=frozenset(chain[0].path for chain in chains if chain[0].is_block_device),
+            block_devices=frozenset(each[0].path for each in chains if each and each[0].is_block_device),
             chains=chains,
             devices=(),
         )
+
+
+def _pin_machine(machine: Machine, capabilities: HostCapabilities) -> HostCapabilities:
+    """The guest keeps the machine that it booted on, whatever newer ones a newer QEMU has."""
+    if machine.current.decision.kind is VmmKind.THIN:
+        return capabilities
+    _, qemu = capabilities.require_qemu()
+    pinned = replace(qemu, q35_machine=read_machine_type(machine.vmm.plan.argv))
+    return replace(capabilities, qemu=pinned)
 
 
 def check_carried(spec: VirtualMachineSpec, design: Design) -> None:
@@ -90,5 +101,7 @@ def check_carried(spec: VirtualMachineSpec, design: Design) -> None:
 def _look_at(disk: DiskSpec) -> tuple[ImageFile, ...]:
     if disk.format is not DiskFormat.RAW:
         return tuple(read_chain(disk.path, disk.format))
-    with open_disk(disk, lock=False) as opened:
+    if not disk.path:
+        return ()
+    with open_image_file(disk, lock=False) as opened:
         return opened.chain

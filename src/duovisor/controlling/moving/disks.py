@@ -21,7 +21,7 @@ def write_out(old: Incarnation) -> None:
     """
     for _ in range(2):
         for disk in old.spec.disks:
-            if not disk.read_only and disk.format is DiskFormat.RAW:
+            if disk.path and not disk.read_only and disk.format is DiskFormat.RAW:
                 descriptor = os.open(disk.path, os.O_RDONLY | os.O_CLOEXEC)
                 try:
                     os.fdatasync(descriptor)

@@ -32,6 +32,12 @@ def read_machine_type(argv: Sequence[str]) -> str:
     return next(value for option, value in pairwise(argv) if option == "-machine").partition(",")[0]
 
 
+def read_machine_version(machine_type: str) -> tuple[int, int]:
+    """The version in ``pc-q35-7.2``."""
+    major, minor = machine_type.rpartition("-")[2].split(".")[:2]
+    return int(major), int(minor)
+
+
 def build_accelerator(accelerator: Accelerator) -> list[str]:
     """What runs the guest's instructions, and the richest processor that it can offer."""
     if accelerator is Accelerator.KVM:

@@ -10,6 +10,7 @@ import zlib
 from typing import TYPE_CHECKING
 
 from duovisor.hypervisor.errors import PlanError
+from duovisor.hypervisor.qemu.machine import read_machine_version
 from duovisor.hypervisor.qemu.pci import NIC_SLOTS, at
 from duovisor.spec.vm import Accelerator, Design
 
@@ -28,8 +29,9 @@ SANDBOX_CHANNELS = "/channels"
 SEGMENTED_UDP = "guest_uso4=off,guest_uso6=off,host_uso=off"
 HAS_SEGMENTED_UDP = (8, 2, 0)
 # QEMU 7.2 without KVM ends with SIGSEGV when a guest uses MSI-X on a vhost-user network card: it unmasks a
-# vector through irqfds that only KVM has. Such guests get their interrupts over a line.
-HAS_VECTORS_ON_TCG = (9, 0, 0)
+# vector through irqfds that only KVM has. Such guests get their interrupts over a line, and keep that when a
+# newer QEMU takes over: what counts is the machine that they booted on.
+HAS_VECTORS_ON_TCG = (9, 0)
 
 
 def build_nics(spec: VirtualMachineSpec, qemu: QemuAbilities, accelerator: Accelerator) -> list[str]:
@@ -89,7 +91,7 @@ def _hostfwd(forward: PortForward) -> str:
 
 def _bridged_properties(qemu: QemuAbilities, accelerator: Accelerator) -> list[str]:
     properties = [BRIDGED]
-    if accelerator is Accelerator.TCG and qemu.version < HAS_VECTORS_ON_TCG:
+    if accelerator is Accelerator.TCG and read_machine_version(qemu.q35_machine) < HAS_VECTORS_ON_TCG:
         properties.append("vectors=0")
     if qemu.version >= HAS_SEGMENTED_UDP:
         properties.append(SEGMENTED_UDP)
