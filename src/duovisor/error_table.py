@@ -82,7 +82,7 @@ MEANINGS: dict[str, Meaning] = {
     "partition-refused": _FAILED,
     "host-lacks": _HOST_CANNOT,
     "boot-file": Meaning(409, 2),
-    "move-refused": Meaning(409, 6),
+    "move-refused": _CONFLICT,
     "move-failed": _FAILED,
     # controlling: images and the probe guest
     "image-not-found": _NOT_FOUND,

@@ -22,7 +22,7 @@ from qemu.qmp import (
 from duovisor.hypervisor.errors import QmpError, QmpTimeoutError, VmmGoneError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from qemu.qmp import Message
@@ -43,6 +43,12 @@ class Qmp:
         self._client.register_listener(self._listener)
         self._migration = EventListener("MIGRATION")
         self._client.register_listener(self._migration)
+
+    @property
+    def version(self) -> str:
+        """What the VMM said of itself when it greeted: ``7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)``."""
+        greeting = self._client.greeting
+        return "" if greeting is None else format_version(greeting.QMP.version)
 
     async def connect(self, path: Path, *, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
         """Connect and negotiate. Raises ``VmmGoneError`` or ``QmpTimeoutError``."""
@@ -183,6 +189,18 @@ class Qmp:
     async def _wait_not_running(self) -> None:
         while self._client.runstate is Runstate.RUNNING:
             await self._client.runstate_changed()
+
+
+def format_version(version: Mapping[str, Any]) -> str:
+    """A version as ``query-version`` and the greeting give it, with the distribution's package if it has one.
+
+    Empty for what is not of QEMU's form (qapi/control.json, ``VersionInfo``).
+    """
+    match version:
+        case {"qemu": {"major": major, "minor": minor, "micro": micro}, "package": package}:
+            name = str(package).strip(" ()")
+            return f"{major}.{minor}.{micro}" + (f" ({name})" if name else "")
+    return ""
 
 
 def _read_event(message: Message) -> tuple[str, dict[str, Any]]:

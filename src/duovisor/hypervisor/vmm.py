@@ -79,6 +79,11 @@ class Vmm:
         sandbox = self.plan.sandbox
         return sandbox.uid if sandbox and self._tools and self._tools.as_root else None
 
+    @property
+    def version(self) -> str:
+        """The version of a VMM that was greeted, with its package."""
+        return self._qmp.version
+
     def socket_path(self, name: str) -> Path:
         """Where the plan's socket ``name`` is bound."""
         folder = self.run_dir / CHANNELS if name in self.plan.bound else self.run_dir

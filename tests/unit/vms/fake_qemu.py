@@ -3,6 +3,9 @@
 It keeps its state between connections, greets whoever is on the console, prints there when it is reset, and
 ends on the power button, unless there is a file ``ignores-power`` beside the program; with ``ends-at-once``
 it ends before it answers. All that it prints is in the console's log, whether or not somebody listens.
+
+It hands its state, which is none, over to another: with ``cannot-load`` that one ends with words, and with
+``never-greets`` it only sleeps. ``version`` holds another version than it says otherwise.
 """
 
 from __future__ import annotations
@@ -14,16 +17,22 @@ import re
 import selectors
 import socket
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-GREETING = {
-    "QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": ""}, "capabilities": []}
-}
 BANNER = b"fake guest: login: "
 RESET_MESSAGE = b"fake guest: reset\r\n"
 IGNORES_POWER = "ignores-power"
 ENDS_AT_ONCE = "ends-at-once"
+CANNOT_LOAD = "cannot-load"
+NEVER_GREETS = "never-greets"
+VERSION = "version"
+NO_ROOM = "no room in the attic"
+MIGRATION_CAPABILITIES = ("x-ignore-shared", "late-block-activate", "events")
+
+
+FOLDER = Path(os.environ.get("FAKE_FOLDER", "/none"))
 
 
 def write_fake_qemu(folder: Path) -> Path:
@@ -48,6 +57,29 @@ def find_console_log() -> int:
     return int(match[1])
 
 
+def build_greeting() -> dict[str, Any]:
+    """What a monitor says first."""
+    numbers = [7, 2, 0]
+    with contextlib.suppress(FileNotFoundError):
+        numbers = [int(number) for number in (FOLDER / VERSION).read_text().split(".")]
+    version = dict(zip(("major", "minor", "micro"), numbers, strict=True))
+    return {"QMP": {"version": {"qemu": version, "package": ""}, "capabilities": []}}
+
+
+def build_stream() -> bytes:
+    """The state of a machine without memory and devices, as QEMU would write it."""
+    number, end, footer = (2).to_bytes(4, "big"), (0x10).to_bytes(8, "big"), b"\x7e"
+    description = json.dumps({"page_size": 4096, "devices": []}).encode()
+    return b"".join(
+        (
+            b"QEVM", (3).to_bytes(4, "big"), b"\x07", (3).to_bytes(4, "big"), b"q35",
+            b"\x01", number, b"\x03ram", bytes(4), (4).to_bytes(4, "big"), (4).to_bytes(8, "big"), end,
+            footer, number, b"\x03", number, end, footer, number, b"\x00",
+            b"\x06", len(description).to_bytes(4, "big"), description,
+        )
+    )  # fmt: skip
+
+
 class FakeQemu:
     """The VMM: one monitor, one console, no guest."""
 
@@ -58,6 +90,7 @@ class FakeQemu:
         self.console: socket.socket | None = None
         self.console_log = find_console_log()
         self.text = ""
+        self.given: list[int] = []
         for name in ("qmp", "console"):
             self.selector.register(find_listener(name), selectors.EVENT_READ, name)
 
@@ -69,7 +102,7 @@ class FakeQemu:
                     case "qmp":
                         self.monitor, self.text = key.fileobj.accept()[0], ""
                         self.selector.register(self.monitor, selectors.EVENT_READ, "request")
-                        self.say(GREETING)
+                        self.say(build_greeting())
                     case "console":
                         self.console = key.fileobj.accept()[0]
                         self.selector.register(self.console, selectors.EVENT_READ, "typed")
@@ -80,7 +113,7 @@ class FakeQemu:
                         self.echo(key.fileobj)
 
     def echo(self, console: socket.socket) -> None:
-        data = receive(console)
+        data, _ = receive(console)
         if data:
             self.print(data)
         else:
@@ -101,7 +134,8 @@ class FakeQemu:
         self.say({"event": event, "data": data, "timestamp": {"seconds": 0, "microseconds": 0}})
 
     def read(self, monitor: socket.socket) -> None:
-        data = receive(monitor)
+        data, given = receive(monitor)
+        self.given += given
         if not data:
             self.selector.unregister(monitor)
             if monitor is self.monitor:
@@ -118,11 +152,10 @@ class FakeQemu:
 
     def answer(self, request: dict[str, Any]) -> None:
         command = request["execute"]
-        if command == "system_powerdown" and (Path(os.environ["FAKE_FOLDER"]) / ENDS_AT_ONCE).exists():
+        if command == "system_powerdown" and (FOLDER / ENDS_AT_ONCE).exists():
             os._exit(0)  # a guest may be faster than the monitor's answer
         self.status = {"cont": "running", "stop": "paused"}.get(command, self.status)
-        result = {"status": self.status} if command == "query-status" else {}
-        self.say({"return": result, "id": request.get("id")})
+        self.say({"return": self.result_of(command), "id": request.get("id")})
         match command:
             case "cont":
                 self.tell("RESUME")
@@ -133,9 +166,39 @@ class FakeQemu:
                     self.status = "prelaunch"  # as QEMU's main loop does, softmmu/runstate.c
                 self.print(RESET_MESSAGE)
                 self.tell("RESET")
-            case "system_powerdown" if not (Path(os.environ["FAKE_FOLDER"]) / IGNORES_POWER).exists():
+            case "system_powerdown" if not (FOLDER / IGNORES_POWER).exists():
                 self.tell("SHUTDOWN", guest=True, reason="guest-shutdown")
                 os._exit(0)
+            case "migrate":
+                with self.open_pipe("wb") as pipe:
+                    pipe.write(build_stream())
+                self.tell("MIGRATION", status="completed")
+            case "migrate-incoming":
+                self.load()
+
+    def result_of(self, command: str) -> Any:
+        match command:
+            case "query-status":
+                return {"status": self.status}
+            case "query-migrate-capabilities":
+                return [{"capability": name, "state": False} for name in MIGRATION_CAPABILITIES]
+        return {}
+
+    def open_pipe(self, mode: str) -> IO[bytes]:
+        """The descriptor that was given last."""
+        descriptor = self.given.pop()
+        os.set_blocking(descriptor, True)
+        return open(descriptor, mode)
+
+    def load(self) -> None:
+        """Take over from another, as one that was started with ``-incoming defer`` does."""
+        if (FOLDER / CANNOT_LOAD).exists():
+            os.write(2, NO_ROOM.encode())
+            os._exit(1)
+        with self.open_pipe("rb") as pipe:
+            assert pipe.read(len(build_stream())) == build_stream()  # no end follows, as of QEMU itself
+        self.status = "paused"
+        self.tell("MIGRATION", status="completed")
 
 
 def send(connection: socket.socket, data: bytes) -> None:
@@ -144,13 +207,15 @@ def send(connection: socket.socket, data: bytes) -> None:
         connection.sendall(data)
 
 
-def receive(connection: socket.socket) -> bytes:
-    """What came, or nothing when the other side is gone."""
+def receive(connection: socket.socket) -> tuple[bytes, list[int]]:
+    """What came with which descriptors, or nothing when the other side is gone."""
     try:
-        return connection.recv(4096)
+        return socket.recv_fds(connection, 4096, 4)[:2]
     except ConnectionError:
-        return b""
+        return b"", []
 
 
 if __name__ == "__main__":
+    if "-incoming" in sys.argv and (FOLDER / NEVER_GREETS).exists():
+        time.sleep(600)
     FakeQemu().serve()

@@ -141,6 +141,10 @@ class Trials:
             await manager.pause(NAME)
             await manager.resume(NAME)
             self.acknowledged.write_text("")
+            await manager.update_vmm(NAME)
+            self.acknowledged.write_text(str((await manager.get(NAME)).status.pid))
+            await manager.reset(NAME)
+            self.acknowledged.write_text("")
             try:
                 await manager.shutdown(NAME, self.shutdown_timeout_s)
             except ShutdownTimeoutError:

@@ -51,7 +51,15 @@ MakeManager = Callable[[Store, Directories, Emit], VmManager]
 
 # who asked for these is known only to the API, which notes them itself
 _NOTED_BY_THE_API = frozenset({EventKind.CREATED, EventKind.UPDATED, EventKind.RENAMED, EventKind.DELETED})
-_BAD = frozenset({EventKind.START_FAILED, EventKind.CRASHED, EventKind.FAULT})
+_BAD = frozenset(
+    {
+        EventKind.START_FAILED,
+        EventKind.SWITCH_FAILED,
+        EventKind.VMM_UPDATE_FAILED,
+        EventKind.CRASHED,
+        EventKind.FAULT,
+    }
+)
 
 _log = logging.getLogger("duovisord")
 

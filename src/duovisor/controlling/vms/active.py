@@ -12,6 +12,7 @@ from duovisor.errors import DuovisorError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from duovisor.controlling.incarnation import Incarnation
     from duovisor.controlling.machine import Machine
     from duovisor.controlling.supervision.device import DeviceSupervisor
     from duovisor.hypervisor.lifecycle import State
@@ -35,6 +36,8 @@ class ActiveVm:
         self._gone = asyncio.Event()
         self._ended_by = ""
         self._cleaning = False
+        self._watched: Incarnation | None = None
+        self._watches: list[asyncio.Task[None]] = []
         self._task = asyncio.create_task(self._watch(), name=f"watch {self.name}")
 
     async def wait_gone(self, *, timeout_s: float | None = None) -> None:
@@ -63,6 +66,15 @@ class ActiveVm:
             await device.replace(latest=False)
         return bool(failed)
 
+    def watch_helpers(self) -> None:
+        """Watch the helpers of the VMM that the VM has now; those of one that it had end with that."""
+        current = self.machine.current
+        if current is self._watched:
+            return
+        self._watched = current
+        self._watches = [watch for watch in self._watches if not watch.done()]
+        self._watches += [asyncio.create_task(self._watch_helper(current, name)) for name in current.helpers]
+
     async def detach(self) -> None:
         """Let go of the VM, which runs on; one that is just ending is taken off the host first."""
         if not self._cleaning:
@@ -74,13 +86,13 @@ class ActiveVm:
 
     async def _watch(self) -> None:
         await self._report_lost()
-        watches = [asyncio.create_task(self._watch_helper(name)) for name in self.machine.helpers]
+        self.watch_helpers()
         try:
             state = await self.machine.wait_ended()
         finally:
-            for watch in watches:
+            for watch in self._watches:
                 watch.cancel()
-            await asyncio.gather(*watches, return_exceptions=True)
+            await asyncio.gather(*self._watches, return_exceptions=True)
         self._cleaning = True
         if self.machine.vmm.process is not None:
             self._ended_by = self.machine.vmm.process.failure().message
@@ -99,9 +111,9 @@ class ActiveVm:
             if process.device and not process.control and process.device not in self.machine.helpers:
                 await self._on_fault(self, f"the {process.role} of {process.device} ended unobserved")
 
-    async def _watch_helper(self, name: str) -> None:
-        await self.machine.helpers[name].wait()
+    async def _watch_helper(self, incarnation: Incarnation, name: str) -> None:
+        await incarnation.helpers[name].wait()
         with contextlib.suppress(TimeoutError):
-            await self.machine.vmm.wait_ended(timeout_s=ENDING_TOGETHER_S)
+            await incarnation.vmm.wait_ended(timeout_s=ENDING_TOGETHER_S)
             return
-        await self._on_fault(self, str(self.machine.current.describe_loss(name)))
+        await self._on_fault(self, str(incarnation.describe_loss(name)))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from duovisor.controlling.store.collection import Stored
     from duovisor.controlling.store.interface import Store
     from duovisor.controlling.vms.records import Autostart
-    from duovisor.spec.vm import VirtualMachineSpec
+    from duovisor.spec.vm import Design, VirtualMachineSpec
 
 _SCAN_PAGE = 500
 
@@ -85,6 +85,13 @@ class Definitions:
             raise _conflict(seen.name) from error
         except DocumentNotFoundError as error:
             raise VmNotFoundError(f"there is no VM named {seen.name!r} any more") from error
+
+    async def change_design(self, seen: VmRecord, design: Design) -> VmRecord:
+        """Another design and nothing else; the same record if it has that. Raises as ``update``."""
+        if seen.spec.design is design:
+            return seen
+        spec = seen.spec.model_copy(update={"design": design})
+        return await self.update(seen, spec, seen.autostart, None)
 
     async def rename(self, seen: VmRecord, new: str, if_revision: int | None) -> VmRecord:
         """Another name. Raises ``RevisionConflictError`` or ``VmNameInUseError``."""

@@ -14,7 +14,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 from duovisor.controlling.store.documents import DocumentKind
 from duovisor.controlling.vms.records import Autostart, Fault
 from duovisor.hypervisor.lifecycle import State
-from duovisor.spec.vm import VirtualMachineSpec
+from duovisor.spec.vm import Design, VirtualMachineSpec
 
 VMS, RUNS, AUTOSTART_KEY = "/vms/", "/vm-runs/", "/host/autostart"
 KEPT_FAULTS = 20
@@ -27,6 +27,7 @@ class Intent(StrEnum):
     START = "start"
     SHUTDOWN = "shutdown"
     STOP = "stop"
+    SWITCH = "switch"
 
 
 class VmDocument(BaseModel):
@@ -44,6 +45,7 @@ class RunDocument(BaseModel):
     """A VM's latest run; ``state`` is ``running`` until its end is known.
 
     ``boot_id`` is the boot in which it was last started, ``ended_boot_id`` the one in which it ended.
+    ``switching_to`` is the design that is meant by the intent ``switch``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,6 +53,7 @@ class RunDocument(BaseModel):
     name: str
     uuid: str
     intent: Intent = Intent.NONE
+    switching_to: Design | None = None
     state: State = State.DEFINED
     boot_id: str = ""
     ended_boot_id: str = ""
@@ -60,6 +63,10 @@ class RunDocument(BaseModel):
     def changed(self, **changes: object) -> RunDocument:
         """The same run with other values."""
         return self.model_copy(update=changes)
+
+    def at_rest(self) -> RunDocument:
+        """The same run with nothing being done to it."""
+        return self.changed(intent=Intent.NONE, switching_to=None)
 
     def with_fault(self, fault: Fault) -> RunDocument:
         """The same run with one more fault; only the latest are kept."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from duovisor.controlling.vms.runs import Runs
     from duovisor.directories import Directories
     from duovisor.hardware.capabilities import HostCapabilities
+    from duovisor.spec.vm import Design
 
 
 class HostVms:
@@ -102,9 +103,16 @@ class HostVms:
         self._active[uuid] = vm
         self._tell(kind, vm.name, uuid, f"pid {machine.description.processes[0].pid}")
 
-    async def announce(self, vm: ActiveVm, intent: Intent) -> None:
+    async def announce(self, vm: ActiveVm, intent: Intent, switching_to: Design | None = None) -> None:
         """Write down what is about to be done to a VM; ``Intent.NONE`` takes it back."""
-        await self._runs.write(self._runs.of(vm.uuid, vm.name).changed(intent=intent))
+        run = self._runs.of(vm.uuid, vm.name)
+        await self._runs.write(run.changed(intent=intent, switching_to=switching_to))
+
+    async def note_failure(self, vm: ActiveVm, kind: EventKind, message: str) -> None:
+        """Something that was tried with a VM went wrong: an event, and a fault of the VM."""
+        run = self._runs.of(vm.uuid, vm.name).with_fault(Fault(at=now(), message=message))
+        self._tell(kind, vm.name, vm.uuid, message)
+        await self._runs.write(run)
 
     async def detach_all(self) -> None:
         """Let go of all VMs; they run on."""
@@ -115,9 +123,7 @@ class HostVms:
         await asyncio.gather(*self._notes, return_exceptions=True)
 
     async def _on_fault(self, vm: ActiveVm, message: str) -> None:
-        run = self._runs.of(vm.uuid, vm.name).with_fault(Fault(at=now(), message=message))
-        self._tell(EventKind.FAULT, vm.name, vm.uuid, message)
-        await self._runs.write(run)
+        await self.note_failure(vm, EventKind.FAULT, message)
 
     async def _on_end(self, vm: ActiveVm, state: State) -> None:
         crashed = state is State.CRASHED
@@ -125,7 +131,7 @@ class HostVms:
         run = self._runs.of(vm.uuid, vm.name)
         if crashed:
             run = run.with_fault(Fault(at=now(), message=words))
-        ended = run.changed(intent=Intent.NONE, state=state, ended_boot_id=self._boot_id, ended_at=now())
+        ended = run.at_rest().changed(state=state, ended_boot_id=self._boot_id, ended_at=now())
         try:
             await self._runs.write(ended)
         finally:

@@ -19,6 +19,7 @@ from duovisor.controlling.vms.definitions import Definitions, check_revision
 from duovisor.controlling.vms.documents import Intent
 from duovisor.controlling.vms.errors import BusyError, ShutdownTimeoutError, VmChangeError
 from duovisor.controlling.vms.host_vms import HostVms
+from duovisor.controlling.vms.moves import Moves
 from duovisor.controlling.vms.records import (
     EventKind,
     Page,
@@ -41,10 +42,10 @@ if TYPE_CHECKING:
     from duovisor.controlling.store.interface import Store
     from duovisor.controlling.supervision.records import Replacement
     from duovisor.controlling.vms.active import ActiveVm
-    from duovisor.controlling.vms.records import Autostart, Progress, RecoveryReport, VmRecord
+    from duovisor.controlling.vms.records import Autostart, MoveResult, Progress, RecoveryReport, VmRecord
     from duovisor.directories import Directories
     from duovisor.hardware.capabilities import HostCapabilities
-    from duovisor.spec.vm import VirtualMachineSpec
+    from duovisor.spec.vm import Design, VirtualMachineSpec
 
 SHUTDOWN_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
@@ -76,6 +77,7 @@ class VmManager:
         self._definitions = Definitions(store)
         self._runs = Runs(store)
         self._host = HostVms(self._runs, directories, self._boot_id, emit, self._capabilities)
+        self._moves = Moves(self._definitions, self._host, self._tell)
         self._actions: dict[str, str] = {}
         self._starts = asyncio.Semaphore(STARTS_PER_CPU * (os.cpu_count() or 1))
 
@@ -229,6 +231,31 @@ class VmManager:
             vm = await self._require_active(name, "reset")
             await vm.machine.vmm.reset()
         self._tell(EventKind.RESET, name, vm.uuid)
+
+    async def switch(
+        self, name: str, design: Design, progress: Progress = ignore_progress
+    ) -> MoveResult | None:
+        """Give a VM the other design: if it runs, under its guest; else at its next start, which is None.
+
+        Raises ``MoveRefusedError``, ``WrongStateError``, ``MoveFailedError`` or what a start may raise; it
+        runs on as it was then.
+        """
+        with self._exclusive(name, "switch"):
+            record = await self._definitions.get(name)
+            vm = self._host.find(record.uuid)
+            if vm is None:
+                await self._moves.switch_at_rest(record, design, progress)
+                return None
+            capabilities = await asyncio.to_thread(self._capabilities)
+            return await self._moves.switch(vm, record, design, capabilities, progress)
+
+    async def update_vmm(self, name: str, progress: Progress = ignore_progress) -> MoveResult:
+        """Replace a running VM's VMM by a new process of the installed QEMU. Raises as ``switch``."""
+        action = "update the VMM of"
+        with self._exclusive(name, action):
+            vm = await self._require_active(name, action)
+            capabilities = await asyncio.to_thread(self._capabilities)
+            return await self._moves.update(vm, capabilities, progress)
 
     async def replace_driver(self, name: str, device: str, *, latest: bool) -> Replacement:
         """Replace the driver of a device by a new process, ``latest``: with the code that is on disk now.

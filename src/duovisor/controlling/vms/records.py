@@ -15,7 +15,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from duovisor.controlling.description import Duty
 from duovisor.controlling.supervision.records import DriverStatus
 from duovisor.hypervisor.lifecycle import State
-from duovisor.spec.vm import Accelerator, VirtualMachineSpec, VmmKind
+from duovisor.spec.vm import Accelerator, Design, VirtualMachineSpec, VmmKind
 
 T = TypeVar("T")
 Progress = Callable[[int, str], None]
@@ -132,6 +132,10 @@ class EventKind(StrEnum):
     RESET = "reset"
     STOPPED = "stopped"
     CRASHED = "crashed"
+    SWITCHED = "switched"
+    SWITCH_FAILED = "switch-failed"
+    VMM_UPDATED = "vmm-updated"
+    VMM_UPDATE_FAILED = "vmm-update-failed"
     FAULT = "fault"
     DRIVER_DIED = "driver-died"
     DRIVER_HUNG = "driver-hung"
@@ -154,12 +158,32 @@ class VmEvent(Model):
     at: AwareDatetime = Field(default_factory=now)
 
 
+class MoveResult(Model):
+    """A running VM has another VMM: the old one and the new one, and what it took.
+
+    ``pause_ms`` is how long the guest's processors stood still, ``step_ms`` how long each step took, those
+    from ``pause`` to ``go`` within the pause; ``stream_bytes`` is the state of the devices, all that was
+    moved. Versions are as QEMU gives them, with the distribution's package.
+    """
+
+    old_design: Design
+    new_design: Design
+    old_version: str
+    new_version: str
+    old_pid: int
+    new_pid: int
+    pause_ms: float
+    total_ms: float
+    stream_bytes: int
+    step_ms: dict[str, float]
+
+
 class RecoveryReport(Model):
     """What the manager found on the host when it started, and did about it; VMs by name.
 
-    ``adopted`` run on; ``ended`` had ended while nobody looked; ``finished`` are interrupted stops that were
-    completed and ``rolled_back`` interrupted starts that were undone; ``removed`` are leftovers of no VM;
-    ``problems`` are what a person must look at.
+    ``adopted`` run on; ``ended`` had ended while nobody looked; ``finished`` are interrupted stops and
+    switches that were completed, ``rolled_back`` interrupted starts and switches that were undone;
+    ``removed`` are leftovers of no VM; ``problems`` are what a person must look at.
     """
 
     adopted: tuple[str, ...] = ()

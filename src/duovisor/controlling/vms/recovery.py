@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from duovisor.controlling.vms.host_vms import HostVms
     from duovisor.controlling.vms.runs import Runs
     from duovisor.directories import Directories
+    from duovisor.spec.vm import Design
 
 PARALLEL = 16
 LOCK_TIMEOUT_S, LOCK_RETRY_S = 2.0, 0.01
@@ -142,20 +143,34 @@ class Recovery:
         self._adopted.add(left.uuid)
         self._found["adopted"].append(left.spec.name)
         run = self._runs.of(left.uuid, left.spec.name)
-        settled = run.changed(intent=Intent.NONE, state=State.RUNNING, boot_id=self._boot_id)
+        if run.intent is Intent.SWITCH:
+            run = await self._settle_switch(run, machine.spec.design)
+        settled = run.at_rest().changed(state=State.RUNNING, boot_id=self._boot_id)
         if settled != run:
             await self._runs.write(settled)
         self._host.activate(left.uuid, machine, EventKind.ADOPTED)
         return True
 
+    async def _settle_switch(self, run: RunDocument, design: Design) -> RunDocument:
+        """A switch that was under way is over; what runs tells how it came out."""
+        if design is not run.switching_to:
+            fault = "its switch was interrupted; it runs on as it was"
+            self._found["rolled_back"].append(run.name)
+            self._tell(EventKind.SWITCH_FAILED, run, fault)
+            return run.with_fault(Fault(at=now(), message=fault))
+        await self._definitions.change_design(await self._definitions.get(run.name), design)
+        self._found["finished"].append(run.name)
+        self._tell(EventKind.SWITCHED, run, f"{design} now; the service was away when it came to that")
+        return run
+
     async def _settle(self, run: RunDocument) -> None:
         """Make the run of a VM that does not run say so."""
-        at_rest = run.changed(intent=Intent.NONE)
+        at_rest = run.at_rest()
         ended = at_rest.changed(state=State.STOPPED, ended_boot_id=self._boot_id, ended_at=now())
         if run.intent is Intent.START:
             fault = "its start was interrupted and undone"
             await self._conclude(at_rest, "rolled_back", EventKind.ROLLED_BACK, fault)
-        elif run.intent is not Intent.NONE:
+        elif run.intent in (Intent.SHUTDOWN, Intent.STOP):
             await self._conclude(ended, "finished", EventKind.STOPPED, "")
         elif run.uuid in self._lost:
             crashed = ended.changed(state=State.CRASHED)
@@ -170,7 +185,10 @@ class Recovery:
             run = run.with_fault(Fault(at=now(), message=fault))
         await self._runs.write(run)
         self._found[what].append(run.name)
-        self._emit(VmEvent(kind=kind, name=run.name, uuid=run.uuid, message=fault))
+        self._tell(kind, run, fault)
+
+    def _tell(self, kind: EventKind, run: RunDocument, message: str) -> None:
+        self._emit(VmEvent(kind=kind, name=run.name, uuid=run.uuid, message=message))
 
     def _sweep(self, vms: Path) -> None:
         """Remove memory files without a run folder, and console logs of VMs that were deleted."""
