@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from duovisor.controlling.anatomy import Anatomy, ProcessAnatomy
 from duovisor.controlling.description import Duty
+from duovisor.controlling.moving.errors import MoveFailedError, MoveRefusedError
 from duovisor.controlling.supervision.records import DeviceState, DriverStatus, Replacement
 from duovisor.controlling.vms.errors import (
     DeviceNotFoundError,
@@ -24,6 +25,7 @@ from duovisor.controlling.vms.errors import (
 from duovisor.controlling.vms.records import (
     Autostart,
     EventKind,
+    MoveResult,
     Page,
     ProcessState,
     ProcessStatus,
@@ -37,7 +39,7 @@ from duovisor.controlling.vms.records import (
 )
 from duovisor.hypervisor.errors import VmmStartError, WrongStateError
 from duovisor.hypervisor.lifecycle import State
-from duovisor.spec.vm import Accelerator
+from duovisor.spec.vm import Accelerator, Design
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +50,14 @@ if TYPE_CHECKING:
 
 SLOW_S = 60.0
 NOT_RUNNING = (State.DEFINED, State.STOPPED, State.CRASHED)
+
+
+def build_move(old: Design, new: Design) -> MoveResult:
+    """A VM got another VMM."""
+    return MoveResult(
+        old_design=old, new_design=new, old_version="7.2.22", new_version="10.0.3", old_pid=100, new_pid=200,
+        pause_ms=18.2, total_ms=310.5, stream_bytes=412 << 10, step_ms={"start": 250.0, "pause": 1.5},
+    )  # fmt: skip
 
 
 class FakeConsole:
@@ -160,6 +170,30 @@ class FakeVmManager:
 
     async def reset(self, name: str) -> VmView:
         return self._enter(name, State.RUNNING, EventKind.RESET)
+
+    async def switch(self, name: str, design: Design, progress: Progress) -> MoveResult | None:
+        vm = await self.get(name)
+        old = vm.record.spec.design
+        if old is design:
+            raise MoveRefusedError(f"{name} is {design} already")
+        if name.startswith("refusing"):
+            raise MoveFailedError(f"cannot load it of {name}: it is too heavy; it runs on as it was")
+        running = vm.status.state is State.RUNNING
+        spec = vm.record.spec.model_copy(update={"design": design})
+        self._keep(self._with_record(vm, spec=spec))
+        self._emit(VmEvent(kind=EventKind.SWITCHED, name=name, uuid=vm.record.uuid))
+        if not running:
+            progress(100, f"{design} at its next start")
+            return None
+        progress(100, f"{design} now: paused 18.2 ms, 412 KiB moved, 0.3 s in all")
+        return build_move(old, design)
+
+    async def update_vmm(self, name: str, progress: Progress) -> MoveResult:
+        vm = await self.get(name)
+        self._require(vm, State.RUNNING)
+        self._emit(VmEvent(kind=EventKind.VMM_UPDATED, name=name, uuid=vm.record.uuid))
+        progress(100, "QEMU 7.2.22 → 10.0.3: paused 18.2 ms, 412 KiB moved, 0.3 s in all")
+        return build_move(vm.record.spec.design, vm.record.spec.design)
 
     async def replace_driver(self, name: str, device: str, *, latest: bool) -> Replacement:
         self._require(await self.get(name), State.RUNNING, State.PAUSED)

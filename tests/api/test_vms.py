@@ -28,6 +28,44 @@ def test_a_vm_lives_a_whole_life(api: Api, name: str) -> None:
     assert api.get(f"/v1/vms/{name}-b").json()["code"] == "vm-not-found"
 
 
+def test_a_running_vm_is_switched(api: Api, name: str) -> None:
+    api.make_vm(name)
+    api.act(name, "start")
+    before = api.get(f"/v1/vms/{name}").headers["etag"]
+    operation = api.finish(api.post(f"/v1/vms/{name}/switch", json={"design": "microkernelized"}))
+    assert (operation["state"], operation["action"]) == ("done", "vm.switch")
+    result = operation["result"]
+    assert (result["old_design"], result["new_design"]) == ("monolithic", "microkernelized")
+    assert (result["pause_ms"], result["stream_bytes"], result["old_pid"]) == (18.2, 412 << 10, 100)
+    vm = api.get(f"/v1/vms/{name}")
+    assert vm.json()["record"]["spec"]["design"] == "microkernelized"
+    assert vm.headers["etag"] != before
+    again = api.finish(api.post(f"/v1/vms/{name}/switch", json={"design": "microkernelized"}))
+    assert (again["state"], again["error"]["code"], again["result"]) == ("failed", "move-refused", None)
+    updated = api.act(name, "update-vmm")
+    assert (updated["action"], updated["result"]["new_version"]) == ("vm.update-vmm", "10.0.3")
+    actions = [event["action"] for event in api.get("/v1/events", params={"limit": 1000}).json()["items"]]
+    assert {"vm.switched", "vm.vmm-updated"} <= set(actions)
+
+
+def test_what_is_not_switched(api: Api, name: str) -> None:
+    api.make_vm(name)
+    at_rest = api.finish(api.post(f"/v1/vms/{name}/switch", json={"design": "microkernelized"}))
+    assert (at_rest["message"], at_rest["result"]) == ("microkernelized at its next start", None)
+    refused = api.post(f"/v1/vms/{name}/update-vmm").json()
+    assert (refused["code"], refused["remedy"]) == ("wrong-state", "it must be running")
+    assert refused["message"] == f"cannot update the VMM of {name}: it is defined"
+    api.act(name, "start")
+    api.act(name, "pause")
+    paused = api.post(f"/v1/vms/{name}/switch", json={"design": "monolithic"})
+    assert (paused.status_code, paused.json()["code"]) == (409, "wrong-state")
+    assert paused.json()["remedy"] == f"duovisor vm resume {name}"
+    for wrong in ({}, {"design": "hybrid"}, {"design": "monolithic", "now": True}):
+        reply = api.post(f"/v1/vms/{name}/switch", json=wrong)
+        assert (reply.status_code, reply.json()["code"]) == (422, "request-invalid")
+    assert api.post("/v1/vms/none/switch", json={"design": "monolithic"}).status_code == 404
+
+
 @pytest.mark.parametrize(("how", "code"), [("restart", "same code"), ("update", "code aaa → bbb")])
 def test_a_driver_is_replaced(api: Api, name: str, how: str, code: str) -> None:
     api.make_vm(name)

@@ -1,4 +1,4 @@
-"""What can be done to a VM, from which state, and how the manager is asked for it."""
+"""What can be done to a VM, and from which state."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from duovisor.hypervisor.errors import WrongStateError
 from duovisor.hypervisor.lifecycle import State
 
 if TYPE_CHECKING:
-    from duovisor.controlling.service.manager import VmManager
-    from duovisor.controlling.service.operations import Work
     from duovisor.controlling.vms.records import VmView
 
 
@@ -23,6 +21,13 @@ class Action(StrEnum):
     PAUSE = "pause"
     RESUME = "resume"
     RESET = "reset"
+    SWITCH = "switch"
+    UPDATE_VMM = "update-vmm"
+
+    @property
+    def verb(self) -> str:
+        """As what is done to a VM: ``cannot … web``."""
+        return "update the VMM of" if self is Action.UPDATE_VMM else self.value
 
 
 _NOT_RUNNING = frozenset({State.DEFINED, State.STOPPED, State.CRASHED})
@@ -35,7 +40,12 @@ ALLOWED: dict[Action, frozenset[State]] = {
     Action.PAUSE: frozenset({State.RUNNING}),
     Action.RESUME: frozenset({State.PAUSED}),
     Action.RESET: frozenset({State.RUNNING, State.PAUSED}),
+    Action.SWITCH: _NOT_RUNNING | {State.RUNNING},
+    Action.UPDATE_VMM: frozenset({State.RUNNING}),
 }
+
+# what gives a VM another VMM; a paused one would have to go on for that
+MOVES = frozenset({Action.SWITCH, Action.UPDATE_VMM})
 
 # pulling the plug is what one does when the guest does not shut down
 BESIDE: dict[Action, frozenset[str]] = {Action.STOP: frozenset({f"vm.{Action.SHUTDOWN}"})}
@@ -49,23 +59,7 @@ def check_action(action: Action, vm: VmView) -> None:
     state = vm.status.state
     if state not in ALLOWED[action]:
         needed = " or ".join(each for each in State if each in ALLOWED[action])
-        raise WrongStateError(
-            f"cannot {action} {vm.record.name}: it is {state}", remedy=f"it must be {needed}"
-        )
-
-
-def build_work(manager: VmManager, action: Action, name: str, *, timeout_s: float) -> Work:
-    """The work of an operation that does an action; ``timeout_s`` is how long a guest may shut down."""
-    match action:
-        case Action.START:
-            return lambda progress: manager.start(name, progress)
-        case Action.SHUTDOWN:
-            return lambda progress: manager.shutdown(name, timeout_s, progress)
-        case Action.STOP:
-            return lambda progress: manager.stop(name)
-        case Action.PAUSE:
-            return lambda progress: manager.pause(name)
-        case Action.RESUME:
-            return lambda progress: manager.resume(name)
-        case Action.RESET:
-            return lambda progress: manager.reset(name)
+        remedy = f"it must be {needed}"
+        if state is State.PAUSED and action in MOVES:
+            remedy = f"duovisor vm resume {vm.record.name}"
+        raise WrongStateError(f"cannot {action.verb} {vm.record.name}: it is {state}", remedy=remedy)

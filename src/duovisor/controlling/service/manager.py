@@ -9,8 +9,15 @@ if TYPE_CHECKING:
 
     from duovisor.controlling.anatomy import Anatomy
     from duovisor.controlling.supervision.records import Replacement
-    from duovisor.controlling.vms.records import Autostart, Page, Progress, RecoveryReport, VmView
-    from duovisor.spec.vm import VirtualMachineSpec
+    from duovisor.controlling.vms.records import (
+        Autostart,
+        MoveResult,
+        Page,
+        Progress,
+        RecoveryReport,
+        VmView,
+    )
+    from duovisor.spec.vm import Design, VirtualMachineSpec
 
 
 class Console(Protocol):
@@ -63,6 +70,10 @@ class VmManager(Protocol):
     async def resume(self, name: str) -> object: ...
 
     async def reset(self, name: str) -> object: ...
+
+    async def switch(self, name: str, design: Design, progress: Progress) -> MoveResult | None: ...
+
+    async def update_vmm(self, name: str, progress: Progress) -> MoveResult: ...
 
     async def replace_driver(self, name: str, device: str, *, latest: bool) -> Replacement: ...
 

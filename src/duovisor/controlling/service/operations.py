@@ -34,7 +34,7 @@ from duovisor.controlling.service.tokens import utc_now
 from duovisor.controlling.store.documents import DocumentKind
 from duovisor.controlling.store.walking import walk
 from duovisor.controlling.vms.errors import BusyError
-from duovisor.controlling.vms.records import Progress
+from duovisor.controlling.vms.records import MoveResult, Progress
 from duovisor.errors import DuovisorError
 
 if TYPE_CHECKING:
@@ -76,7 +76,10 @@ class OperationFault(BaseModel):
 
 
 class Operation(BaseModel):
-    """One operation; ``progress`` is in percent, ``error`` is there when its state says that it failed."""
+    """One operation; ``progress`` is in percent, ``error`` is there when its state says that it failed.
+
+    ``result`` is there when it gave a running VM another VMM.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -88,6 +91,7 @@ class Operation(BaseModel):
     progress: int = Field(ge=0, le=PERCENT_DONE)
     message: str = ""
     error: OperationFault | None = None
+    result: MoveResult | None = None
     created_at: datetime
     finished_at: datetime | None = None
 
@@ -223,8 +227,10 @@ class Operations:
                 stored.set()
             self._emit(self._all[id], Outcome.STARTED)
             self._change(id, state=OperationState.RUNNING)
-            await work(lambda percent, message: self._report(id, percent, message))
+            result = await work(lambda percent, message: self._report(id, percent, message))
             end = {"state": OperationState.DONE, "progress": PERCENT_DONE}
+            if isinstance(result, MoveResult):
+                end["result"] = result
         except asyncio.CancelledError:
             end = _cancelled() if id in self._cancelled else _interrupted()
         except DuovisorError as error:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated
 
 from fastapi import APIRouter, Response
 from pydantic import Field
 
 from duovisor.controlling.anatomy import Anatomy
-from duovisor.controlling.service.actions import BESIDE, Action, build_work, check_action
+from duovisor.controlling.service.actions import BESIDE, Action, check_action
 from duovisor.controlling.service.context import Service, ServiceDep
 from duovisor.controlling.service.errors import RequestInvalidError
 from duovisor.controlling.service.gate import Administrator, Operator, Viewer
 from duovisor.controlling.service.identity import Identity
-from duovisor.controlling.service.operations import Operation
+from duovisor.controlling.service.operations import Operation, Work
 from duovisor.controlling.service.replies import (
     After,
     ApiModel,
@@ -25,7 +26,7 @@ from duovisor.controlling.service.replies import (
 )
 from duovisor.controlling.service.routes.operations import accept
 from duovisor.controlling.vms.records import Autostart, Page, VmView
-from duovisor.spec.vm import VirtualMachineSpec, check_name
+from duovisor.spec.vm import Design, VirtualMachineSpec, check_name
 
 router = APIRouter(prefix="/v1/vms", tags=["vms"])
 
@@ -49,6 +50,12 @@ class ShutdownOptions(ApiModel):
     """How long the guest may take."""
 
     timeout_s: Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)] = SHUTDOWN_TIMEOUT_S
+
+
+class SwitchOptions(ApiModel):
+    """Which design a VM is to have from now on."""
+
+    design: Design
 
 
 @router.get("", summary="List VMs by name")
@@ -126,7 +133,8 @@ async def get_anatomy(service: ServiceDep, _: Viewer, name: Name) -> Anatomy:
 
 @router.post("/{name}/start", status_code=202, summary="Start a VM")
 async def start_vm(service: ServiceDep, who: Operator, name: Name, response: Response) -> Operation:
-    return await _act(service, who, name, Action.START, response)
+    work = functools.partial(service.manager.start, name)
+    return await _act(service, who, name, Action.START, response, work)
 
 
 @router.post("/{name}/shutdown", status_code=202, summary="Ask the guest to shut down, and wait")
@@ -138,42 +146,59 @@ async def shut_vm_down(
     options: ShutdownOptions | None = None,
 ) -> Operation:
     timeout_s = (options or ShutdownOptions()).timeout_s
-    return await _act(service, who, name, Action.SHUTDOWN, response, timeout_s)
+    work = functools.partial(service.manager.shutdown, name, timeout_s)
+    return await _act(service, who, name, Action.SHUTDOWN, response, work)
 
 
 @router.post("/{name}/stop", status_code=202, summary="Pull the plug; the guest is not asked")
 async def stop_vm(service: ServiceDep, who: Operator, name: Name, response: Response) -> Operation:
-    return await _act(service, who, name, Action.STOP, response)
+    return await _act(service, who, name, Action.STOP, response, lambda _: service.manager.stop(name))
 
 
 @router.post("/{name}/pause", status_code=202, summary="Hold a VM's processors")
 async def pause_vm(service: ServiceDep, who: Operator, name: Name, response: Response) -> Operation:
-    return await _act(service, who, name, Action.PAUSE, response)
+    return await _act(service, who, name, Action.PAUSE, response, lambda _: service.manager.pause(name))
 
 
 @router.post("/{name}/resume", status_code=202, summary="Let a paused VM run on")
 async def resume_vm(service: ServiceDep, who: Operator, name: Name, response: Response) -> Operation:
-    return await _act(service, who, name, Action.RESUME, response)
+    return await _act(service, who, name, Action.RESUME, response, lambda _: service.manager.resume(name))
 
 
 @router.post("/{name}/reset", status_code=202, summary="Press the reset button")
 async def reset_vm(service: ServiceDep, who: Operator, name: Name, response: Response) -> Operation:
-    return await _act(service, who, name, Action.RESET, response)
+    return await _act(service, who, name, Action.RESET, response, lambda _: service.manager.reset(name))
+
+
+@router.post(
+    "/{name}/switch",
+    status_code=202,
+    summary="Give a VM the other design: under its running guest, or else at its next start",
+)
+async def switch_vm(
+    service: ServiceDep, who: Administrator, name: Name, wanted: SwitchOptions, response: Response
+) -> Operation:
+    work = functools.partial(service.manager.switch, name, wanted.design)
+    return await _act(service, who, name, Action.SWITCH, response, work)
+
+
+@router.post(
+    "/{name}/update-vmm",
+    status_code=202,
+    summary="Replace a running VM's VMM by a new process of the installed QEMU",
+)
+async def update_vmm(service: ServiceDep, who: Operator, name: Name, response: Response) -> Operation:
+    work = functools.partial(service.manager.update_vmm, name)
+    return await _act(service, who, name, Action.UPDATE_VMM, response, work)
 
 
 async def _act(
-    service: Service,
-    who: Identity,
-    name: str,
-    action: Action,
-    response: Response,
-    timeout_s: float = SHUTDOWN_TIMEOUT_S,
+    service: Service, who: Identity, name: str, action: Action, response: Response, work: Work
 ) -> Operation:
     vm = await service.manager.get(name)
     beside = BESIDE.get(action, frozenset())
     service.operations.require_idle(_object(name), beside=beside)  # says more than that the state is wrong
     check_action(action, vm)
-    work = build_work(service.manager, action, name, timeout_s=timeout_s)
     return await accept(service, f"vm.{action}", _object(name), who, work, response, beside=beside)
 
 
