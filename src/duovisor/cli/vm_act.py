@@ -14,6 +14,8 @@ from duovisor.cli.progress import follow
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    Describe = Callable[[dict[str, Any]], str]
+
 Command = TypeVar("Command", bound="Callable[..., Any]")
 
 DONE = {
@@ -25,11 +27,28 @@ DONE = {
     "stop": "is off",
 }
 
+
+def describe_done(operation: dict[str, Any]) -> str:
+    """What an action that is done has made of a VM."""
+    return DONE[operation["action"].partition(".")[2]]
+
+
 no_wait_option = click.option("--no-wait", is_flag=True, help="Print the operation's id and leave.")
 
 
-def act(names: tuple[str, ...], action: str, *, no_wait: bool, as_json: bool, document: Any = None) -> None:
-    """Begin an action on each VM, then follow them all; raises the first error when all have ended."""
+def act(
+    names: tuple[str, ...],
+    action: str,
+    *,
+    no_wait: bool,
+    as_json: bool,
+    document: Any = None,
+    describe: Describe = describe_done,
+) -> None:
+    """Begin an action on each VM, then follow them all; raises the first error when all have ended.
+
+    ``describe``: what is said of an operation that is done, behind the VM's name.
+    """
     from duovisor.errors import DuovisorError
 
     client = connect()
@@ -46,19 +65,19 @@ def act(names: tuple[str, ...], action: str, *, no_wait: bool, as_json: bool, do
             except DuovisorError as error:
                 errors.append(error)
                 results[index] = (name, client.get(f"/v1/operations/{operation['id']}"))
-    _print(results, action, no_wait=no_wait, as_json=as_json)
+    if as_json:
+        print_json([operation for _, operation in results])
+    else:
+        _print(results, describe, no_wait=no_wait)
     _raise_first(errors)
 
 
-def _print(results: list[tuple[str, dict[str, Any]]], action: str, *, no_wait: bool, as_json: bool) -> None:
-    if as_json:
-        print_json([operation for _, operation in results])
-        return
+def _print(results: list[tuple[str, dict[str, Any]]], describe: Describe, *, no_wait: bool) -> None:
     for name, operation in results:
         if no_wait:
             click.echo(operation["id"])
         elif operation["state"] == "done":
-            click.echo(f"{name} {DONE[action]}")
+            click.echo(f"{name} {describe(operation)}")
 
 
 def _raise_first(errors: list[Any]) -> None:

@@ -92,6 +92,29 @@ def test_the_life_of_a_vm(user: Program, name: str) -> None:
     assert "there is no VM" in user.refuse("vm", "show", name, exit_code=3)
 
 
+def test_switch_and_update_vmm(user: Program, name: str) -> None:
+    say(user, "vm", "create", "--name", name)
+    assert say(user, "vm", "switch", name, "--design", "microkernelized") == (
+        f"{name} is microkernelized at its next start\n"
+    )
+    assert "cannot update the VMM of" in user.refuse("vm", "update-vmm", name, exit_code=4)
+    say(user, "vm", "start", name)
+    assert say(user, "vm", "switch", name, "--design", "monolithic") == (
+        f"{name} is monolithic now: paused 18.2 ms, 412 KiB moved, 0.3 s in all\n"
+    )
+    assert f"{name} is monolithic already" in user.refuse(
+        "vm", "switch", name, "--design", "monolithic", exit_code=4
+    )
+    assert say(user, "vm", "update-vmm", name) == (
+        f"{name} has a new VMM, QEMU 7.2.22 → 10.0.3: paused 18.2 ms, 412 KiB moved, 0.3 s in all\n"
+    )
+    (switched,) = read(user, "vm", "switch", name, "--design", "microkernelized")
+    assert switched["result"]["step_ms"] == {"start": 250.0, "pause": 1.5}
+    say(user, "vm", "create", "--name", f"refusing-{name}")
+    said = user.refuse("vm", "switch", f"refusing-{name}", "--design", "microkernelized", exit_code=6)
+    assert "it runs on as it was" in said
+
+
 def test_json_and_no_wait(user: Program, name: str) -> None:
     assert read(user, "vm", "create", "--name", name)["record"]["name"] == name
     (started,) = read(user, "vm", "start", name)
