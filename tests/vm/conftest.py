@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import pytest_asyncio
+from tests.vm.service_host import ServiceHost, kill_and_wait
 
+from duovisor.client.service import vm_path
 from duovisor.controlling.images.boot import add_image
 from duovisor.controlling.images.probe import PORT_NAME, build_probe_image
 from duovisor.controlling.images.probe_client import connect_probe
@@ -145,6 +147,24 @@ def make_scratch(folders: Directories) -> Path:
         for sector in range(64 << 11):
             file.write(sector.to_bytes(8, "little") * 64)
     return path
+
+
+@pytest.fixture
+def host(folders: Directories, capabilities: HostCapabilities) -> Iterator[ServiceHost]:
+    """A service that is there before and after the test; all VMs are deleted by the test itself."""
+    made = ServiceHost(folders)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in made.environment.items():
+            patch.setenv(name, value)
+        made.start()
+        yield made
+        made.start()
+        left = [vm["record"]["name"] for vm in made.get("/v1/vms")["items"]]
+        for name in left:
+            for process in made.get(vm_path(name))["status"]["processes"]:
+                kill_and_wait(process["pid"])
+        made.end()
+    assert left == []
 
 
 @asynccontextmanager

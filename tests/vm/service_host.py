@@ -10,20 +10,30 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from duovisor.client.endpoint import Endpoint
 from duovisor.client.service import ServiceClient, vm_path
 from duovisor.client.starting import PROGRAM, ensure_service
+from duovisor.controlling.images.boot import add_image
+from duovisor.controlling.images.probe import PORT_NAME
+from duovisor.controlling.images.probe_client import connect_probe
+from duovisor.hypervisor.qemu.console import port_socket
+from duovisor.spec.loading import build_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
+    from duovisor.controlling.images.image import Image
+    from duovisor.controlling.images.probe_client import ProbeClient
     from duovisor.directories import Directories
 
 ANY = {"If-Match": "*"}
 COMMAND_TIMEOUT_S = 60.0
+BOOT_TIMEOUT_S = 90.0
+KERNEL_SPEAKS = {"command_line": "console=ttyS0 cryptomgr.notests"}  # the image's own is quiet
 
 
 class ServiceHost:
@@ -75,6 +85,21 @@ class ServiceHost:
         memory = self.directories.runtime / "memory"
         subprocess.run(["umount", str(memory)], check=os.path.ismount(memory), capture_output=True)
         shutil.rmtree(self.directories.runtime)
+
+
+def build_document(image: Image) -> dict[str, Any]:
+    document = add_image({"name": "t", "memory_mib": 256, "kernel": KERNEL_SPEAKS}, image)
+    return build_spec(document).model_dump(mode="json")
+
+
+@asynccontextmanager
+async def reach_guest(host: ServiceHost, name: str, image: Image) -> AsyncIterator[ProbeClient]:
+    """The guest of a VM, which has booted."""
+    ports = build_document(image)["ports"]
+    path = host.directories.vms / name / "current" / f"{port_socket(ports.index(PORT_NAME))}.sock"
+    async with connect_probe(path) as guest:
+        await guest.wait_booted(BOOT_TIMEOUT_S)
+        yield guest
 
 
 def kill_and_wait(pid: int) -> None:

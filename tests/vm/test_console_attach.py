@@ -13,15 +13,12 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.vm.service_host import Cli, ServiceHost
-from tests.vm.test_service_life import build_document, host
+from tests.vm.service_host import Cli, ServiceHost, build_document
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from duovisor.controlling.images.image import Image
-
-__all__ = ["host"]  # a fixture
 
 pytestmark = pytest.mark.vm
 

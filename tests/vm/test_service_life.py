@@ -4,62 +4,25 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-from tests.vm.service_host import Cli, Rest, ServiceHost, kill_and_wait
+from tests.vm.service_host import Cli, Rest, build_document, reach_guest
 
-from duovisor.client.service import vm_path
-from duovisor.controlling.images.boot import add_image
-from duovisor.controlling.images.probe import PORT_NAME
-from duovisor.controlling.images.probe_client import connect_probe
-from duovisor.hypervisor.qemu.console import port_socket
-from duovisor.spec.loading import build_spec
 from duovisor.spec.vm import Design
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
-
-    from tests.vm.service_host import Way
+    from tests.vm.service_host import ServiceHost, Way
 
     from duovisor.controlling.images.image import Image
-    from duovisor.controlling.images.probe_client import ProbeClient
-    from duovisor.directories import Directories
-    from duovisor.hardware.capabilities import HostCapabilities
 
 pytestmark = pytest.mark.vm
 
-BOOT_TIMEOUT_S = 90.0
-KERNEL_SPEAKS = {"command_line": "console=ttyS0 cryptomgr.notests"}  # the image's own is quiet
 OTHER_BOOT = (  # the service, as it would be after the host's next boot
     "import sys; from duovisor.controlling.vms import manager;"
     "manager.read_boot_id = lambda: 'the-next-boot';"
     "from duovisor.controlling.service.__main__ import run; sys.exit(run(manager.VmManager))"
 )
-
-
-@pytest.fixture
-def host(folders: Directories, capabilities: HostCapabilities) -> Iterator[ServiceHost]:
-    """A service that is there before and after the test; all VMs are deleted by the test itself."""
-    made = ServiceHost(folders)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in made.environment.items():
-            patch.setenv(name, value)
-        made.start()
-        yield made
-        made.start()
-        left = [vm["record"]["name"] for vm in made.get("/v1/vms")["items"]]
-        for name in left:
-            for process in made.get(vm_path(name))["status"]["processes"]:
-                kill_and_wait(process["pid"])
-        made.end()
-    assert left == []
-
-
-def build_document(image: Image) -> dict[str, Any]:
-    document = add_image({"name": "t", "memory_mib": 256, "kernel": KERNEL_SPEAKS}, image)
-    return build_spec(document).model_dump(mode="json")
 
 
 @pytest.fixture(params=["rest", "cli"])
@@ -70,16 +33,6 @@ def way(request: pytest.FixtureRequest, host: ServiceHost, probe_image: Image) -
     file = host.directories.state / "t.json"
     file.write_text(json.dumps(document))
     return Cli(host, file)
-
-
-@asynccontextmanager
-async def reach_guest(host: ServiceHost, name: str, image: Image) -> AsyncIterator[ProbeClient]:
-    """The guest of a VM, which has booted."""
-    ports = build_document(image)["ports"]
-    path = host.directories.vms / name / "current" / f"{port_socket(ports.index(PORT_NAME))}.sock"
-    async with connect_probe(path) as guest:
-        await guest.wait_booted(BOOT_TIMEOUT_S)
-        yield guest
 
 
 @pytest.mark.parametrize("design", list(Design))
