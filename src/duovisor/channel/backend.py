@@ -71,6 +71,7 @@ class Backend:
         self.connection = Connection(connected)
         self.session = Session(self.connection, device, self, self._state_changed, report)
         self.device = device
+        device.remember = self._remember
         self.inherited = False
         self.messages = 0
         self._page = page or Page.private()
@@ -230,6 +231,10 @@ class Backend:
         for ring in self.session.rings.all:
             if ring.queue.running and ring.queue.in_flight and not ring.failed:
                 self._start(ring, self.session.rings.restart)
+
+    def _remember(self) -> None:
+        self.session.save_device_state()
+        self._state_changed()
 
     def _state_changed(self) -> None:
         self._successors.tell()

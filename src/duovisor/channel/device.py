@@ -13,10 +13,16 @@ from duovisor.channel.snapshot_payload import MAX_RINGS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from duovisor.channel.chain import Chain
     from duovisor.channel.virtqueue import Virtqueue
 
 MAX_STATISTICS_BYTES = 8192
+
+
+def _forget() -> None:
+    """What ``remember`` does while there is no back end."""
 
 
 class VirtioDevice:
@@ -31,6 +37,8 @@ class VirtioDevice:
     queues = 1
     completion_descriptor: int | None = None
     """Readable when requests finished elsewhere (an eventfd); ``reap`` is called then."""
+    remember: Callable[[], None] = staticmethod(_forget)
+    """To be called when ``save_state`` returns something new for another reason than ``write_config``."""
 
     def read_config(self) -> bytes:
         """The configuration space; what lies behind its end reads as zeros."""

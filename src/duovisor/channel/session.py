@@ -295,6 +295,10 @@ class Session:
             raise ProtocolError("the front end writes to the configuration space, which it did not negotiate")
         offset, flags, data = parse_config(message.payload)
         self.device.write_config(offset, data, migrating=bool(flags & CONFIG_MIGRATION))
+        self.save_device_state()
+
+    def save_device_state(self) -> None:
+        """Keep what the device wants to be remembered for a successor on another connection."""
         if self.rings.inflight is not None:
             self.rings.inflight.save_device_state(self.device.save_state())
 

@@ -1,196 +1,225 @@
-"""virtio-console with one port: what the guest prints goes to a log and to whoever is connected.
+"""virtio-console: the console, port 0, and ports with names beside it (virtio 1.2, section 5.3).
 
-Source: virtio 1.2, section 5.3. The log has everything; a viewer that does not read misses what its socket
-has no room for, for a guest waits until its output is taken and must never wait for a person. A successor of
-a driver that died prints again what was not yet acknowledged.
+What the guest prints on the console goes to a log and to whoever is connected; a viewer that does not read
+misses what its socket has no room for, for a guest waits until its output is taken and must never wait for a
+person. On the other ports it waits for a client that is slow, and is told whether there is one.
+
+Which ports the guest knows and has opened is what a successor must know: it is saved at each change.
 """
 
 from __future__ import annotations
 
-import os
-import select
-import socket
-from collections import deque
+from struct import Struct
 
 from duovisor.channel.device import VirtioDevice
-from duovisor.channel.errors import QueueError
+from duovisor.controlling.drivers import console_control as control
+from duovisor.controlling.drivers.console_port import Port, Sockets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
+    from collections.abc import Sequence
+
     from duovisor.channel.chain import Chain
     from duovisor.channel.virtqueue import Virtqueue
 
 DEVICE_ID = 3
-RECEIVE, TRANSMIT = 0, 1
-# Nobody may be there to keep the log short; then it ends here until somebody does.
-LOG_BYTES_MAX = 64 << 20
-_GONE = select.EPOLLHUP | select.EPOLLERR
+FEATURE_MULTIPORT = 1 << 1
+RECEIVE, TRANSMIT, CONTROL_RECEIVE, CONTROL_TRANSMIT = range(4)
+PORTS_MAX = 31
+_CONFIG = Struct("<HHII")  # columns, rows, ports, the register for emergencies
+_STATE = Struct("<BII")  # whether the guest has begun; ports that it knows; ports that are open
+
+
+class NamedPort:
+    """A port beside the console: its name in the guest, and its socket if somebody may connect."""
+
+    __slots__ = ("name", "sock")
+
+    def __init__(self, name: str, sock: socket.socket | None) -> None:
+        self.name = name
+        self.sock = sock
 
 
 class ConsoleDevice(VirtioDevice):
-    """Appends to ``log``, a descriptor or ``None``; ``viewers`` is a listening socket, or a connected one.
+    """A console whose ``viewers`` come to a listening socket, or are on a connected one.
 
-    One viewer at a time is served; the next one waits in the socket's queue.
+    ``log`` is a descriptor that all it prints is appended to. Without sockets everything is dropped.
     """
 
     device_id = DEVICE_ID
-    queues = 2
 
-    def __init__(self, viewers: socket.socket, log: int | None) -> None:
-        viewers.setblocking(False)
-        self.log = log
-        self.printed_bytes = 0
-        self.missed_bytes = 0
-        self.typed_bytes = 0
-        self._events = select.epoll()
-        self.completion_descriptor = self._events.fileno()
-        self._posted: deque[Chain] = deque()
-        self._receive_queue: Virtqueue | None = None
-        listens = viewers.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        self._listener = viewers if listens else None
-        self._viewer = None if listens else viewers
-        self._events.register(viewers, select.EPOLLIN)
+    def __init__(
+        self, viewers: socket.socket | None, log: int | None, named: Sequence[NamedPort] = ()
+    ) -> None:
+        self._sockets = Sockets()
+        self._sockets.changed = self._client_changed
+        self.completion_descriptor = self._sockets.events.fileno()
+        self.ports = [Port(0, "", viewers, self._sockets, patient=False, log=log)]
+        self.ports += [
+            Port(number, each.name, each.sock, self._sockets, patient=True)
+            for number, each in enumerate(named, start=1)
+        ]
+        self._messages = control.ControlMessages()
+        self._begun = False
+        self._control_queue: Virtqueue | None = None
+        self._several = True
+        self._saved = b""
+        if named:
+            self.features = FEATURE_MULTIPORT
+            self.queues = 2 * (len(self.ports) + 1)  # two of them for control (5.3.2)
+        else:
+            self.queues = 2
+        self.set_features(0)
+
+    # Configuration and state
 
     def read_config(self) -> bytes:
-        """Columns, rows, ports and the register for emergencies, of which no feature is offered (5.3.4)."""
-        return bytes(12)
+        """No size of a screen, the number of ports, and nothing for emergencies (5.3.4)."""
+        return _CONFIG.pack(0, 0, len(self.ports), 0)
+
+    def set_features(self, features: int) -> None:
+        """Without several ports nobody says that the console is open: it is."""
+        several = bool(features & FEATURE_MULTIPORT & self.features)
+        if several != self._several:
+            self._several = several
+            self.ports[0].open = not several
+
+    def save_state(self) -> bytes:
+        """What the guest has said."""
+        known, opened = (
+            sum(1 << port.number for port in self.ports if getattr(port, name)) for name in ("ready", "open")
+        )
+        return _STATE.pack(self._begun, known, opened)
+
+    def load_state(self, state: bytes) -> None:
+        """What the guest has said to a predecessor, who may have died before it could answer: do so again."""
+        if len(state) != _STATE.size:
+            return
+        begun, known, opened = _STATE.unpack(state)
+        self._begun = bool(begun)
+        for port in self.ports:
+            port.ready, port.open = bool(known >> port.number & 1), bool(opened >> port.number & 1)
+        if self._begun:
+            self._introduce_all()
+
+    def reset(self) -> None:
+        """No guest knows any port."""
+        self._begun = False
+        self._messages.forget()
+        for port in self.ports:
+            port.reset()
+        self._several = True
+        self.set_features(0)
 
     def holds_buffers(self, queue: int) -> bool:
-        """Empty buffers wait for somebody to type."""
-        return queue == RECEIVE
+        """Empty buffers wait for somebody to type, and what was sent for somebody to read."""
+        return queue not in (TRANSMIT, CONTROL_TRANSMIT)
 
     def statistics(self) -> dict[str, object]:
-        """Bytes in each direction, and those that a viewer had no room for."""
-        return {"printed": self.printed_bytes, "missed": self.missed_bytes, "typed": self.typed_bytes}
+        """For each port, bytes in each direction, and those that a viewer had no room for."""
+        return {
+            port.name or "console": {
+                "printed": port.printed_bytes,
+                "missed": port.missed_bytes,
+                "typed": port.typed_bytes,
+                "connected": port.client is not None,
+                "open": port.open,
+            }
+            for port in self.ports
+        }
+
+    # Queues
 
     def handle(self, queue: Virtqueue, chains: list[Chain]) -> None:
-        """Print, or keep empty buffers and fill them with what was typed."""
-        if queue.index == TRANSMIT:
+        """Serve a port, or take part in what is said about them."""
+        index = queue.index
+        if index == CONTROL_RECEIVE:
+            self._control_queue = queue
+            self._messages.post(chains)
+        elif index == CONTROL_TRANSMIT:
             for chain in chains:
-                self._print(chain.readable)
+                self._obey(*control.parse_message(chain.readable))
                 queue.complete(chain, 0)
-            return
-        for chain in chains:
-            if chain.readable:
-                raise QueueError("a buffer for what is typed has a part that a device would read")
-            self._posted.append(chain)
-        self._receive_queue = queue
-        self._type()
+        else:
+            self._port_of(index).handle(queue, chains, from_guest=bool(index & 1))
+        self._publish_control()
 
     def reap(self) -> None:
-        """Somebody came, typed or left."""
-        for descriptor, events in self._events.poll(0):
-            if self._listener is not None and descriptor == self._listener.fileno():
-                self._accept()
-            elif events & _GONE and not self._posted:
-                self._drop_viewer()
-        queue = self._receive_queue
-        if queue is not None:
-            self._type()
-            queue.publish()
+        """Somebody came, sent, read or left."""
+        for port, events in self._sockets.poll():
+            port.wake(events)
 
     def stop_queue(self, queue: Virtqueue) -> None:
-        """Give the empty buffers back."""
-        if queue.index == RECEIVE:
-            queue.give_back(list(self._posted))
-            self.abandon()
+        """Give back what waits."""
+        if queue.index == CONTROL_RECEIVE:
+            self._messages.stop_queue(queue)
+        elif queue.index != CONTROL_TRANSMIT:
+            self._port_of(queue.index).stop_queue(queue, from_guest=bool(queue.index & 1))
 
     def abandon(self) -> None:
         """The front end is gone, and its buffers with it."""
-        self._posted.clear()
-        self._receive_queue = None
+        self._messages.abandon()
+        self._control_queue = None
+        for port in self.ports:
+            port.abandon()
 
     def close(self) -> None:
-        """Let go of log and viewers."""
-        self._events.close()
-        for each in (self._viewer, self._listener):
-            if each is not None:
-                each.close()
-        if self.log is not None:
-            os.close(self.log)
-            self.log = None
+        """Let go of log and sockets."""
+        for port in self.ports:
+            port.close()
+        self._sockets.events.close()
 
-    # From the guest
+    def _port_of(self, index: int) -> Port:
+        """Queues 0 and 1 are port 0's, 4 and 5 port 1's, and so on (5.3.2)."""
+        return self.ports[0 if index < CONTROL_RECEIVE else index // 2 - 1]
 
-    def _print(self, pieces: list[memoryview]) -> None:
-        """Write to both; what fails on one side is no matter of the other's, and none of the guest's."""
-        for piece in pieces:
-            self.printed_bytes += len(piece)
-            self._append(piece)
-            self._show(piece)
+    def _publish_control(self) -> None:
+        if self._control_queue is not None and self._control_queue.running:
+            self._control_queue.publish()
 
-    def _append(self, piece: memoryview) -> None:
-        try:
-            if self.log is not None and os.fstat(self.log).st_size < LOG_BYTES_MAX:
-                os.write(self.log, piece)
-        except OSError:
-            pass  # a full disk
+    # Control
 
-    def _show(self, piece: memoryview) -> None:
-        if self._viewer is None:
+    def _obey(self, number: int, event: int, value: int) -> None:
+        """What the guest says; of a port that there is not, nothing."""
+        if event == control.DEVICE_READY:
+            self._begun = value == 1
+            if self._begun:
+                self._introduce_all()
+        elif number < len(self.ports):
+            port = self.ports[number]
+            if event == control.PORT_READY and value == 1:
+                port.ready = True
+                self._introduce(port)
+            elif event == control.PORT_OPEN:
+                port.open = bool(value)
+                port.wake(0)
+        state = self.save_state()
+        if state != self._saved:
+            self._saved = state
+            self.remember()
+
+    def _introduce_all(self) -> None:
+        for port in self.ports:
+            self._introduce(port)
+
+    def _introduce(self, port: Port) -> None:
+        """Tell the guest that there is a port or, when it knows, what port. Doing it twice is harmless."""
+        if not port.ready:
+            self._messages.tell(port.number, control.PORT_ADD)
             return
-        try:
-            shown = self._viewer.send(piece, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-        except OSError:  # no room, or a viewer that has left, which is noticed elsewhere
-            shown = 0
-        self.missed_bytes += len(piece) - shown
+        if port.name:
+            self._messages.tell(port.number, control.PORT_NAME, text=port.name.encode())
+        else:
+            self._messages.tell(port.number, control.CONSOLE_PORT)
+        self._tell_open(port)
 
-    # To the guest
+    def _tell_open(self, port: Port) -> None:
+        """A console is always open on this side: there is a log."""
+        there = port.client is not None or not port.name
+        self._messages.tell(port.number, control.PORT_OPEN, int(there))
 
-    def _accept(self) -> None:
-        """Take the next viewer, and no other before it has left."""
-        if self._listener is None or self._viewer is not None:
-            return
-        try:
-            self._viewer, _ = self._listener.accept()
-        except OSError:
-            return  # whoever came has left already
-        self._viewer.setblocking(False)
-        self._events.unregister(self._listener)
-        self._events.register(self._viewer, select.EPOLLIN)
-
-    def _drop_viewer(self) -> None:
-        if self._viewer is not None:
-            self._events.unregister(self._viewer)
-            self._viewer.close()
-            self._viewer = None
-            if self._listener is not None:
-                self._events.register(self._listener, select.EPOLLIN)
-                self._accept()
-
-    def _type(self) -> None:
-        """Fill empty buffers with what was typed, as long as there are both."""
-        while self._posted and self._viewer is not None:
-            chain = self._posted[0]
-            try:
-                size = os.readv(self._viewer.fileno(), chain.writable)
-            except BlockingIOError:
-                return
-            except OSError:
-                size = 0
-            if not size:
-                self._drop_viewer()
-                continue
-            self.typed_bytes += size
-            chain.queue.complete(self._posted.popleft(), size)
-
-
-class DroppingConsole(VirtioDevice):
-    """A stand-in for drivers that kept dying: nobody sees what the guest prints, and it need not wait."""
-
-    device_id = DEVICE_ID
-    queues = 2
-
-    def read_config(self) -> bytes:
-        """As the device's."""
-        return bytes(12)
-
-    def holds_buffers(self, queue: int) -> bool:
-        """Nobody types."""
-        return queue == RECEIVE
-
-    def handle(self, queue: Virtqueue, chains: list[Chain]) -> None:
-        """Take what is printed; leave empty buffers to the in-flight log."""
-        if queue.index == TRANSMIT:
-            for chain in chains:
-                queue.complete(chain, 0)
+    def _client_changed(self, port: Port) -> None:
+        if port.ready and port.name:
+            self._tell_open(port)
+            self._publish_control()
