@@ -84,8 +84,6 @@ def find_obstacle(spec: VirtualMachineSpec, accelerator: Accelerator) -> str | N
         return f"the thin VMM has at most {CPUS_MAX} processors, not {spec.cpus}"
     if spec.memory_mib < MEMORY_MIB_MIN:
         return f"the thin VMM has at least {MEMORY_MIB_MIN} MiB of memory, not {spec.memory_mib}"
-    if spec.ports:
-        return f"the thin VMM has no virtio-serial port for {spec.ports[0]}"
     if any(nic.network != "bridge" for nic in spec.nics):
         return "the thin VMM has no user network: a network card of its needs a bridge"
     return None
@@ -151,7 +149,9 @@ def build_command_line(given: str) -> str:
 
 def build_devices(spec: VirtualMachineSpec, shapes: Sequence[DeviceShape]) -> list[dict[str, Any]]:
     """All devices as the VMM's configuration has them, at the addresses that they have in QEMU."""
-    devices = [_build(CONSOLE_CHANNEL, CONSOLE, SERIAL_PORTS_SLOT, CONSOLE_QUEUES, CONSOLE_QUEUE_SIZE)]
+    # two queues for each named port, and two for control when there is one (virtio 1.2, 5.3.2)
+    queues = CONSOLE_QUEUES + (2 * (len(spec.ports) + 1) if spec.ports else 0)
+    devices = [_build(CONSOLE_CHANNEL, CONSOLE, SERIAL_PORTS_SLOT, queues, CONSOLE_QUEUE_SIZE)]
     for index, disk in enumerate(spec.disks):
         devices.append(_build(disk_socket(index), BLOCK, DISK_SLOTS[index], disk.queues, disk.queue_size))
     for index, nic in enumerate(spec.nics):
