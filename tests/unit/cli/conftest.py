@@ -59,8 +59,13 @@ def check_refusal(outcome: Outcome, exit_code: int) -> str:
 
 @pytest.fixture
 def duovisor() -> Iterator[Program]:
+    """No service outlives the test."""
     with tempfile.TemporaryDirectory(prefix="dvt-", dir="/tmp") as name:
-        yield Program(Path(name))
+        program = Program(Path(name))
+        yield program
+        if (program.folder / "runtime/duovisord.sock").exists():  # a command of the test has started it
+            outcome = program.run("service", "stop")
+            assert outcome.exit_code == 0, outcome
 
 
 @pytest.fixture

@@ -88,6 +88,7 @@ def test_numbers_beyond_32_bits_count_whole() -> None:
 @pytest.mark.parametrize(
     ("key", "said"),
     [(os.urandom(32) * 2, "both halves of the key are the same"), (os.urandom(63), "the key cannot be used")],
+    ids=["equal halves", "a byte less"],
 )
 def test_keys_that_are_none(key: bytes, said: str) -> None:
     with pytest.raises(DriverError, match=said):
