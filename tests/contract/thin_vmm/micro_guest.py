@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 DEBUG_PORT, POWER_PORT, PANIC_PORT = 0x3F8, 0x600, 0x505
 OFF, RESET = 0x34, 1
 MEMORY_MIB = 32
+# counts in rbx and says 'a' + count % 16 at each 4,096th
+TICKING = (
+    b"\x31\xdb\x48\xff\xc3\x66\xf7\xc3\xff\x0f\x75\xf6"  # xor ebx, ebx; 1: inc rbx; test bx, 4095; jnz 1b
+    b"\x48\x89\xd8\x48\xc1\xe8\x0c\x24\x0f\x04\x61"  # mov rax, rbx; shr rax, 12; and al, 15; add al, 'a'
+    b"\x66\xba\xf8\x03\xee\xeb\xe4"  # mov dx, 0x3f8; out dx, al; jmp 1b
+)
 TIMEOUT_S = 30.0
 
 
@@ -69,16 +75,24 @@ class MicroVmm:
     """A thin VMM's process with such a guest; what the guest says and what the VMM tells is kept."""
 
     def __init__(
-        self, folder: Path, code: bytes, *, cpus: int = 1, state: Path | None = None, **config: Any
+        self,
+        folder: Path,
+        code: bytes,
+        *,
+        cpus: int = 1,
+        state: Path | None = None,
+        control: str = "qmp",
+        incoming: bool = False,
+        **config: Any,
     ) -> None:
-        image, memory, control = folder / "image", folder / "memory", folder / "qmp.sock"
+        image, memory, self.path = folder / "image", folder / "memory", folder / f"{control}.sock"
         image.write_bytes(build_image(code))
-        if state is None:
+        if state is None and not incoming:
             memory.write_bytes(b"")
             os.truncate(memory, MEMORY_MIB << 20)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        control.unlink(missing_ok=True)
-        listener.bind(str(control))
+        self.path.unlink(missing_ok=True)
+        listener.bind(str(self.path))
         listener.listen()
         self._debug, debug = os.pipe()
         fields = {
@@ -92,6 +106,7 @@ class MicroVmm:
             [
                 sys.executable, "-S", "-m", "duovisor.hypervisor.thin", "--config", json.dumps(fields),
                 *(word for item in inherited.items() for word in ("--descriptor", "=".join(map(str, item)))),
+                *(("-incoming", "defer") if incoming else ()),
             ],
             pass_fds=list(inherited.values()),
             stderr=subprocess.PIPE,
@@ -103,7 +118,7 @@ class MicroVmm:
         listener.close()
         self.control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.control.settimeout(TIMEOUT_S)
-        self.control.connect(str(control))
+        self.control.connect(str(self.path))
         self._lines = self.control.makefile("rb")
         self.events: list[str] = []
         self.said = b""
@@ -151,6 +166,16 @@ class MicroVmm:
             self.said += data
         self.said = self.said[self.said.index(text) + len(text) :]
 
+    def read_rest(self) -> bytes:
+        """All that the guest has said and nobody waited for; ends when the VMM does."""
+        self.said += b"".join(iter(self.read_debug, b""))
+        return self.said
+
+    def disconnect(self) -> None:
+        """Leave the control socket to another client."""
+        self._lines.close()
+        self.control.close()
+
     def read_debug(self) -> bytes:
         """What the guest says next; nothing when the VMM has gone."""
         return os.read(self._debug, 1 << 16)
@@ -168,6 +193,5 @@ class MicroVmm:
         self.process.wait()
         assert self.process.stderr is not None
         self.process.stderr.close()
-        self._lines.close()
-        self.control.close()
+        self.disconnect()
         os.close(self._debug)

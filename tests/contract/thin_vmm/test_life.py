@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.contract.thin_vmm import micro_guest as guest
+from tests.contract.thin_vmm.micro_guest import TICKING
 
 from duovisor.hypervisor.qmp import Qmp
 
@@ -15,13 +16,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.contract.thin_vmm.conftest import StartVmm
-
-# counts in rbx and says 'a' + count % 16 at each 65,536th
-TICKING = (
-    b"\x31\xdb\x48\xff\xc3\x66\x85\xdb\x75\xf8"  # xor ebx, ebx; 1: inc rbx; test bx, bx; jnz 1b
-    b"\x48\x89\xd8\x48\xc1\xe8\x10\x24\x0f\x04\x61"  # mov rax, rbx; shr rax, 16; and al, 15; add al, 'a'
-    b"\x66\xba\xf8\x03\xee\xeb\xe6"  # mov dx, 0x3f8; out dx, al; jmp 1b
-)
 
 
 def test_guest_speaks_and_switches_itself_off(start_vmm: StartVmm) -> None:
@@ -118,15 +112,14 @@ def test_sigterm_is_a_quit(start_vmm: StartVmm) -> None:
 
 async def test_the_client_that_drives_qemu_drives_it_too(start_vmm: StartVmm) -> None:
     vmm = start_vmm(guest.say("x") + guest.spin())
-    vmm.control.close()
-    vmm._lines.close()
+    vmm.disconnect()
     for status in ("prelaunch", "running"):  # and the next client, as an owner that adopts
         qmp = Qmp("micro")
-        await qmp.connect(start_vmm.folder / "qmp.sock")
+        await qmp.connect(vmm.path)
         assert await qmp.query_status() == status
         await qmp.cont()
         await qmp.disconnect()
-    await qmp.connect(start_vmm.folder / "qmp.sock")
+    await qmp.connect(vmm.path)
     await qmp.stop()
     assert await qmp.next_event() == ("STOP", {})
     await qmp.quit()
@@ -148,7 +141,7 @@ def test_a_saved_guest_goes_on_where_it_was(start_vmm: StartVmm, tmp_path: Path,
     os.close(state)
     first.process.kill()
     first.process.wait()
-    said = b"".join(iter(first.read_debug, b"")) or b"g"
+    said = first.read_rest() or b"g"
     second = start_vmm(guest.halt(), cpus=cpus, state=tmp_path / "state")  # the code is in the memory
     assert second.ask("query-status")["status"] == "paused"
     second.ask("cont")

@@ -13,6 +13,7 @@ from duovisor.channel.event_loop import EventLoop
 from duovisor.errors import DuovisorError
 from duovisor.hypervisor.thin.config import CONTROL, STATE, parse_arguments
 from duovisor.hypervisor.thin.control import ControlServer
+from duovisor.hypervisor.thin.hand_over import HandOver
 from duovisor.hypervisor.thin.log import tell
 from duovisor.hypervisor.thin.machine import SHUT_DOWN, Machine
 from duovisor.hypervisor.thin.monitor import build_commands
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the machine to its end; the exit status."""
     try:
         return run(arguments)
-    except DuovisorError as error:
+    except (DuovisorError, OSError) as error:
         tell("thin VMM", str(error))
         return 1
 
@@ -49,14 +50,16 @@ def run(arguments: Sequence[str]) -> int:
             server.emit(event, data)
 
     machine = Machine(config, loop, emit)
-    if (saved := config.descriptors.get(STATE)) is None:
+    saved = config.descriptors.get(STATE)
+    if saved is None and not machine.is_incoming:
         machine.load_kernel()
     machine.wait_drivers()
     if saved is not None:
         with open(saved, "rb") as file:
             machine.restore(file.read(STATE_BYTES_MAX))
     descriptors: dict[str, int] = {}
-    commands = build_commands(machine, descriptors)
+    hand_over = HandOver(machine, descriptors, emit)
+    commands = {**build_commands(machine, descriptors), **hand_over.build_commands()}
     server = ControlServer(socket.socket(fileno=config.descriptors[CONTROL]), loop, commands, descriptors)
 
     def terminate(*_: object) -> None:
@@ -71,6 +74,7 @@ def run(arguments: Sequence[str]) -> int:
     confine()
     while machine.status != SHUT_DOWN:
         loop.turn()
+        hand_over.work()
     server.close()
     return 0
 

@@ -35,12 +35,17 @@ class Config(NamedTuple):
     command_line: str
     devices: tuple[DeviceConfig, ...]
     descriptors: dict[str, int]
+    is_incoming: bool = False
 
 
 def parse_arguments(arguments: Sequence[str]) -> Config:
-    """Read ``--config JSON`` and ``--descriptor NAME=NUMBER``…; raises ``ThinConfigError``."""
+    """Read ``--config JSON``, ``--descriptor NAME=NUMBER``…, ``-incoming defer``; raises ``ThinConfigError``.
+
+    The last is QEMU's word for a VMM that takes over from another one.
+    """
     document = ""
-    descriptors = {}
+    descriptors: dict[str, int] = {}
+    is_incoming = False
     pairs = iter(arguments)
     for option in pairs:
         value = next(pairs, None)
@@ -51,9 +56,11 @@ def parse_arguments(arguments: Sequence[str]) -> Config:
             if not name or not number.isdecimal():
                 raise ThinConfigError(f"{value} is no NAME=DESCRIPTOR")
             descriptors[name] = int(number)
+        elif (option, value) == ("-incoming", "defer"):
+            is_incoming = True
         else:
             raise ThinConfigError(f"{option} is no option with a value")
-    return parse_config(document, descriptors)
+    return parse_config(document, descriptors)._replace(is_incoming=is_incoming)
 
 
 def parse_config(document: str, descriptors: dict[str, int]) -> Config:

@@ -40,7 +40,7 @@ DRIVER_TIMEOUT_S = 25.0  # its owner gives it 30 s from start to greeting
 CHIPS = 3
 
 # QEMU's names of run states (qapi/run-state.json)
-PRELAUNCH, RUNNING, PAUSED = "prelaunch", "running", "paused"
+PRELAUNCH, INCOMING, RUNNING, PAUSED = "prelaunch", "inmigrate", "running", "paused"
 SHUT_DOWN, PANICKED, FAILED = "shutdown", "guest-panicked", "internal-error"
 
 
@@ -48,7 +48,7 @@ class Machine:
     """A virtual machine, stopped before its first instruction until ``cont``. Raises ``DuovisorError``."""
 
     def __init__(self, config: Config, loop: EventLoop, emit: Emit) -> None:
-        self.status = PRELAUNCH
+        self.status = INCOMING if config.is_incoming else PRELAUNCH
         self._emit = emit
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._clock_ns: int | None = None
@@ -123,6 +123,11 @@ class Machine:
         low[layout.RESET_VECTOR : layout.RESET_VECTOR + len(acpi.RESET_CODE)] = acpi.RESET_CODE
         write_entry(self.vcpus[0], low, entry)
 
+    @property
+    def is_incoming(self) -> bool:
+        """Whether it has nothing to run yet, until ``restore``; the memory may still be another VMM's."""
+        return self.status == INCOMING
+
     # Life cycle
 
     def cont(self) -> None:
@@ -141,7 +146,9 @@ class Machine:
             self._halt(PAUSED)
 
     def reset(self, *, guest: bool, reason: str) -> None:
-        """Boot again; a stopped guest stays stopped."""
+        """Boot again; a stopped guest stays stopped. Raises ``HypervisorError`` while there is none."""
+        if self.is_incoming:
+            raise HypervisorError("the guest is still another VMM's")
         was_running = self.status == RUNNING
         if was_running:
             self._pause()

@@ -70,7 +70,7 @@ class DebugPort:
 
     LINE_STATUS = 5
     READY = 0x60  # 16550A: the transmitter is empty
-    BYTES_MAX = 256 << 10
+    BYTES_MAX = 64 << 10
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
