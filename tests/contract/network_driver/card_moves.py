@@ -83,8 +83,8 @@ def find_places() -> list[dict[str, object]]:
 
 
 def find_place() -> dict[str, object]:
-    """The same where there are no VLANs."""
-    (place,) = find_places()
+    """The same outside VLANs; a kernel that knows VLANs may have an entry for the default one, too."""
+    (place,) = [each for each in find_places() if "vlan" not in each]
     return place
 
 
@@ -120,7 +120,8 @@ class Guest:
         if number is None:  # the bridge's own
             return
         for_all = flood.is_for_all(number)
-        self.garbled += frame != flood.build_frame(number)
+        sound = flood.build_frame(number)  # some kernels leave the end of the header, the count, as it was
+        self.garbled += (frame[:10], frame[HEADER_BYTES:]) != (sound[:10], sound[HEADER_BYTES:])
         if number in self.seen:
             self.repeated += not for_all
             return
@@ -144,12 +145,15 @@ def flooded(window: int, overtaken_share: float = 0.0) -> Iterator[Guest]:
         guest = Guest(shared)
         with subprocess.Popen(words, pass_fds=[tap, page]) as sender:
             try:
+                while flood.NUMBER.unpack_from(shared, flood.SENT_AT)[0] == 0:
+                    assert sender.poll() is None
+                    time.sleep(0.01)
                 yield guest
             finally:
                 sender.kill()
         sent = flood.NUMBER.unpack_from(shared, flood.SENT_AT)[0]
     os.close(page)
-    assert sent > 200
+    assert sent > 10
     missing = set(range(1, sent + 1)) - guest.seen
     assert not missing, f"{sorted(missing)[:20]} of {sent} frames are missing"
     assert (guest.repeated, guest.garbled) == (0, 0), f"{guest.repeated}, {guest.garbled} of {sent}"

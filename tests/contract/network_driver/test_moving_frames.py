@@ -55,6 +55,11 @@ def build_segments(payload: bytes) -> bytes:
     return header + ethernet + packet + struct.pack(">H", checksum) + addresses + segment
 
 
+def find_large(frames: list[bytes]) -> list[bytes]:
+    """Those of the sender: the bridge speaks, too."""
+    return [each for each in frames if each[24:26] == IPV4 and len(each) > 60_000]
+
+
 def find_undone(frame: bytes) -> tuple[int, ...]:
     """The flags, kind and size of segments, and place of the checksum, from a frame's header."""
     flags, kind, _, size, start, offset = struct.unpack_from("<BBHHHH", frame)
@@ -81,7 +86,7 @@ def test_segments_and_checksums_stay_undone() -> None:
                     os.write(sender, frame)
                 move.settle()
                 set_tap(new, offloads=CHECKSUM | TCP_V4)  # and when it has loaded its state
-                got = [each for each in read_all(new) if each[24:26] == IPV4 and len(each) > 60_000]
+                got = find_large(read_all(new))
                 assert sorted(each[-1] for each in got) == list(range(20))
                 for frame in got:
                     assert find_undone(frame) == (CHECKSUM, 1, SEGMENT_BYTES, 34, 16)
@@ -89,7 +94,7 @@ def test_segments_and_checksums_stay_undone() -> None:
                 if paused:
                     assert [each[-1] for each in got] == list(range(20))
                 move.back()
-                assert read_all(old) == []
+                assert find_large(read_all(old)) == []
 
 
 def test_what_waits_moves_within_its_bound() -> None:

@@ -163,8 +163,10 @@ def prepare_move(old: int, new: int, mac: str) -> CardMove:
         settings, plain = (ports.read_port(netlink, each.index) for each in (source, target))
         netlink.change(ports.build_copy(settings, plain, target.index))
         netlink.change([ports.build_multicast_wish(target.index)])
-        with suppress(FileExistsError):  # the bridge would send what it knows no place for to both
-            netlink.change([ports.build_first_place(bytes.fromhex(mac.replace(":", "")), source.index)])
+        address = bytes.fromhex(mac.replace(":", ""))
+        if all(each.address != address for each in ports.list_learned(netlink, source.index)):
+            with suppress(FileExistsError):  # the bridge would send what it knows no place for to both
+                netlink.change([ports.build_first_place(address, source.index)])
         stack.pop_all()
         return CardMove(netlink, offloads, source, target)
 
