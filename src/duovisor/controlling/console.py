@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SCROLLBACK_BYTES = 256 << 10
 READ_BYTES = 16 << 10
+RECONNECT_S = 0.05
 
 
 class Console:
@@ -84,11 +85,19 @@ class Console:
 
 
 class _Connection:
-    """A connection to a VMM's end of the console; all that comes is given to ``show``."""
+    """A connection to a VM's end of the console; all that comes is given to ``show``.
+
+    That end is the VMM's, or a driver's: when that dies its successor listens at the same place.
+    """
 
     def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, show: Callable[[bytes], None]
+        self,
+        path: Path,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        show: Callable[[bytes], None],
     ) -> None:
+        self._path = path
         self._reader = reader
         self._writer = writer
         self._show = show
@@ -97,13 +106,20 @@ class _Connection:
     @classmethod
     async def open(cls, path: Path, show: Callable[[bytes], None]) -> _Connection:
         reader, writer = await asyncio.open_unix_connection(path)
-        return cls(reader, writer, show)
+        return cls(path, reader, writer, show)
 
     async def _run(self) -> None:
-        # read without pause: a full socket would hold up the guest's own writes
-        with contextlib.suppress(ConnectionError):
-            while data := await self._reader.read(READ_BYTES):
-                self._show(data)
+        while True:
+            # read without pause: a full socket would hold up the guest's own writes
+            with contextlib.suppress(ConnectionError):
+                while data := await self._reader.read(READ_BYTES):
+                    self._show(data)
+            self._writer.close()
+            await asyncio.sleep(RECONNECT_S)  # not at once, for it may be lost again at once
+            try:
+                self._reader, self._writer = await asyncio.open_unix_connection(self._path)
+            except OSError:
+                return  # nobody listens any more: the VM has ended
 
     def write(self, data: bytes) -> None:
         self._writer.write(data)

@@ -157,3 +157,24 @@ async def test_a_successor_bounds_what_has_grown_meanwhile(folder: Path) -> None
         await guest.say(b"after")
         assert log.read_bytes() == b"after"
         assert read_console_log(log, FILE_BYTES) == (text + b"after")[-FILE_BYTES:]
+
+
+async def test_goes_on_with_the_successor_of_a_driver_that_died(folder: Path) -> None:
+    guests: asyncio.Queue[Guest] = asyncio.Queue()
+    path = folder / "console.sock"
+    with (folder / "console.log").open("ab", buffering=0) as log:
+        server = await asyncio.start_unix_server(lambda r, w: guests.put_nowait(Guest(r, w, log)), path)
+        console = await Console.connect(path, folder / "console.log")
+        viewer = Viewer()
+        console.attach(viewer.show)
+        async with asyncio.timeout(10):
+            for text in (b"one ", b"two ", b"three "):
+                guest = await guests.get()
+                said = len(viewer.seen)
+                await guest.say(text)
+                assert (await viewer.wait_for(said + len(text)))[said:] == text
+                console.write(text)
+                assert await guest.reader.readexactly(len(text)) == text
+                guest.writer.close()
+        server.close()
+        await console.close()
