@@ -22,6 +22,7 @@ from duovisor.controlling.moving.report import Step
 from duovisor.hardware.qemu_probe import probe_qemu
 from duovisor.hypervisor.lifecycle import State
 from duovisor.hypervisor.migration import handover
+from duovisor.process import run
 from duovisor.spec.vm import Design
 
 if TYPE_CHECKING:
@@ -39,18 +40,30 @@ pytestmark = pytest.mark.vm
 THERE_AND_BACK = (Design.MICROKERNELIZED, Design.MONOLITHIC)
 
 
+def build_disks(scratch: Path) -> tuple[list[dict[str, str]], Path]:
+    """A raw disk and one in a format, as of a specification; and the latter's file."""
+    formatted = scratch.with_suffix(".qcow2")
+    run(["qemu-img", "convert", "-O", "qcow2", str(scratch), str(formatted)])
+    return [{"path": str(scratch)}, {"path": str(formatted), "format": "qcow2"}], formatted
+
+
 async def test_there_and_back(boot: Boot, scratch: Path, capabilities: HostCapabilities) -> None:
-    guest = await boot(Design.MONOLITHIC, disks=[{"path": str(scratch)}])
+    disks, formatted = build_disks(scratch)
+    guest = await boot(Design.MONOLITHIC, disks=disks)
     machine = guest.machine
     assert await guest.output("echo here > /tmp/mark; cat /tmp/mark") == "here\n"
-    for design in THERE_AND_BACK * 2:
+    there, back = THERE_AND_BACK
+    for design in (there, back, there, there, back, back):
         report = await move(machine, design, capabilities)
         assert machine.vmm.state is State.RUNNING
         assert (report.new_design, machine.spec.design) == (design, design)
         async with connect_probe(machine.port_path(PORT_NAME)) as probe:
             assert (await probe.run("cat /tmp/mark", timeout_s=30)).output == b"here\n"
             assert await run_verify(probe, "/dev/vda", size_mib=8) == "ok"
-    assert machine.current.number == 5
+            assert await run_verify(probe, "/dev/vdb", size_mib=8) == "ok"
+    assert machine.current.number == 7
+    await machine.clean_up()
+    run(["qemu-img", "check", "-q", "-f", "qcow2", str(formatted)])
 
 
 class Saboteur:
@@ -108,7 +121,7 @@ async def test_what_fails_leaves_the_vm_as_it_was(
 ) -> None:
     assert handover.load.__kwdefaults__ is not None
     monkeypatch.setitem(handover.load.__kwdefaults__, "timeout_s", 1.0)
-    guest = await boot(design, disks=[{"path": str(scratch)}])
+    guest = await boot(design, disks=build_disks(scratch)[0])
     machine = guest.machine
     (other,) = {*Design} - {design}
     pid = machine.description.processes[0].pid
@@ -125,8 +138,10 @@ async def test_what_fails_leaves_the_vm_as_it_was(
             assert machine.description.processes[0].pid == pid, where
             folders = sorted(path.name for path in machine.run_dir.iterdir() if path.is_dir())
             assert folders == ["1", "current"], where
-            await guest.output("dd if=/dev/vda of=/dev/null bs=64k count=16 iflag=direct")
+            read = "dd of=/dev/null bs=64k count=4 iflag=direct"
+            await guest.output(f"{read} if=/dev/vda; {read} if=/dev/vdb")
     assert await run_verify(guest.probe, "/dev/vda", size_mib=8) == "ok"
+    assert await run_verify(guest.probe, "/dev/vdb", size_mib=8) == "ok"
     late = Saboteur(machine, Step.HAND_OVER, interrupt)  # the point of no return is before the next step
     late.task = asyncio.create_task(move(machine, other, capabilities, late))
     assert (await late.task).new_design is other

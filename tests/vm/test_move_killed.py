@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.vm.test_move import build_disks
 
 from duovisor.controlling.images.boot import add_image
 from duovisor.controlling.images.probe_client import connect_probe
@@ -90,7 +91,12 @@ async def adopting(directories: Directories) -> AsyncIterator[VmManager]:
 
 
 async def test_killed_at_every_step(folders: Directories, probe_image: Image, scratch: Path) -> None:
-    document = {"name": NAME, "design": "monolithic", "memory_mib": 256, "disks": [{"path": str(scratch)}]}
+    document = {
+        "name": NAME,
+        "design": "monolithic",
+        "memory_mib": 256,
+        "disks": build_disks(scratch)[0],
+    }
     text = build_spec(add_image(document, probe_image)).model_dump_json()
     await run_killed_service(folders, text, "", "")
     port = folders.vms / NAME / "current/port0.sock"
@@ -113,5 +119,6 @@ async def test_killed_at_every_step(folders: Directories, probe_image: Image, sc
             async with connect_probe(port) as guest:
                 assert (await guest.run("cat /tmp/mark", timeout_s=30)).output == b"here\n", when
                 assert await run_verify(guest, "/dev/vda", size_mib=1) == "ok", when
+                assert await run_verify(guest, "/dev/vdb", size_mib=1) == "ok", when
     async with adopting(folders) as manager:
         await manager.stop(NAME)

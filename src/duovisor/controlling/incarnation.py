@@ -43,7 +43,7 @@ from duovisor.spec.vm import Design, DiskFormat, VmmKind
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
     from pathlib import Path
 
     from duovisor.controlling.description import ProcessDescription
@@ -304,11 +304,7 @@ class Incarnation:
         if self.decision.kind is VmmKind.THIN:
             console = open_console(self.spec, self.run_dir, console_log, self.held)
             self._add_device(plan_console(self.spec, console))
-        if old is not None and old.spec.design is Design.MICROKERNELIZED:
-            for index in range(len(self.spec.disks)):
-                self._add_device(self._share(old.devices[disk_socket(index)].plan))
-        else:
-            await self._plan_disks(checked)
+        await self._plan_disks(checked, old)
         for index in range(len(self.spec.nics)):
             if (tap := self.taps.get(nic_socket(index))) is not None:
                 self._add_device(plan_nic(self.spec, index, {"tap": tap}))
@@ -324,24 +320,43 @@ class Incarnation:
                     passt, self.run_dir, name, nic, partial(self._record, device=name)
                 )
 
-    def _share(self, plan: DevicePlan) -> DevicePlan:
+    def _share_image(self, plan: DevicePlan) -> DevicePlan:
         """The plan of another incarnation's device for the same one of ours."""
         descriptors = {name: os.dup(descriptor) for name, descriptor in plan.descriptors.items()}
         for descriptor in descriptors.values():
             self.held.callback(os.close, descriptor)
         return replace(plan, descriptors=descriptors)
 
-    async def _plan_disks(self, checked: CheckedStart) -> None:
-        for index, (disk, opened) in enumerate(zip(self.spec.disks, checked.disks, strict=True)):
-            if disk.format is DiskFormat.RAW:
-                self._add_device(plan_disk(self.spec, index, opened.descriptors, files=self.held))
-                continue
+    async def _plan_disks(self, checked: CheckedStart, old: Incarnation | None) -> None:
+        sizes = await old.read_disk_sizes() if old is not None else {}
+        for index, disk in enumerate(self.spec.disks):
             name = disk_socket(index)
+            if disk.format is DiskFormat.RAW:
+                if old is not None and name in old.devices:
+                    self._add_device(self._share_image(old.devices[name].plan))
+                else:
+                    descriptors = checked.disks[index].descriptors
+                    self._add_device(plan_disk(self.spec, index, descriptors, files=self.held))
+                continue
             environment = self._build_format_environment(checked.tools, checked.capabilities)
-            keeper = FormatKeeper(environment, name, disk, opened.chain, self.record)
+            keeper = FormatKeeper(environment, name, disk, checked.chains[index], self.record)
             self._keepers[name] = keeper
-            await keeper.start()
+            if old is None:
+                await keeper.start()
+            else:
+                keeper.prepare(sizes[name])
             self._add_device(plan_disk(self.spec, index, keeper.descriptors, keeper.size_bytes), keeper)
+
+    async def read_disk_sizes(self) -> dict[str, int]:
+        """The size of each formatted disk in bytes, by its name."""
+        if self.spec.design is Design.MONOLITHIC:
+            return await self.vmm.read_disk_sizes()
+        return {name: keeper.size_bytes for name, keeper in self._keepers.items()}
+
+    @property
+    def keepers(self) -> Mapping[str, FormatKeeper]:
+        """Who looks after the format processes, by the disk's name."""
+        return self._keepers
 
     async def _start_late(self, names: Iterable[str]) -> None:
         """Start the drivers that the VMM waits for on sockets of its own."""

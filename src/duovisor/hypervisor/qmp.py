@@ -128,6 +128,11 @@ class Qmp:
         """The run state, as QEMU names it (``running``, ``paused``, ``prelaunch``, …)."""
         return str((await self.execute("query-status"))["status"])
 
+    async def query_node_sizes(self) -> dict[str, int]:
+        """The size of every named block node in bytes, as the guest sees it."""
+        nodes = await self.execute("query-named-block-nodes", flat=True)
+        return {str(node["node-name"]): int(node["image"]["virtual-size"]) for node in nodes}
+
     async def getfd(self, name: str, descriptor: int) -> None:
         """Give the VMM a copy of a descriptor of ours, which it knows by ``name`` until it uses it."""
         try:

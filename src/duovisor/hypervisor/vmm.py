@@ -294,6 +294,10 @@ class Vmm:
         self.lifecycle.require({State.RUNNING}, "shut down")
         await self._qmp.system_powerdown()
 
+    async def read_disk_sizes(self) -> dict[str, int]:
+        """The size in bytes of each disk whose driver is in the VMM, by the disk's name."""
+        return await self._qmp.query_node_sizes()
+
     async def prepare_to_move(self) -> None:
         """Have the VMM ready to save or load its devices' state; its guest does not notice.
 

@@ -89,13 +89,6 @@ def check_carried(spec: VirtualMachineSpec, design: Design) -> None:
             "device0 cannot be carried over: QEMU does not migrate vhost-user-rng and its like",
             remedy="stop the VM, or leave its devices out",
         )
-    for index, disk in enumerate(spec.disks):
-        if disk.format is not DiskFormat.RAW and outside:
-            raise MoveRefusedError(
-                f"disk{index} is in the format {disk.format}, whose process holds the image as long as its "
-                "VMM runs",
-                remedy="use a raw image, or stop the VM",
-            )
 
 
 def _look_at(disk: DiskSpec) -> tuple[ImageFile, ...]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from duovisor.controlling.moving.cards import CardMoves
 from duovisor.controlling.moving.checks import check_move
 from duovisor.controlling.moving.disks import hand_over_disks, write_out
-from duovisor.controlling.moving.errors import MoveFailedError
+from duovisor.controlling.moving.errors import MoveFailedError, MoveRefusedError
 from duovisor.controlling.moving.report import MoveReport, Step, ignore_steps
 from duovisor.errors import DuovisorError
 from duovisor.hypervisor.lifecycle import State
@@ -23,7 +23,7 @@ from duovisor.hypervisor.qemu.console import CONSOLE_SOCKET
 from duovisor.hypervisor.vmm import Vmm
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Coroutine
 
     from duovisor.controlling.incarnation import Incarnation
     from duovisor.controlling.machine import Machine
@@ -42,7 +42,10 @@ async def move(
     when something went wrong under way: the VM runs on as it was then, unless its state says otherwise.
     """
     async with machine.moving:
-        checked = check_move(machine, design, capabilities)
+        try:
+            checked = check_move(machine, design, capabilities)
+        except OSError as error:
+            raise MoveRefusedError(f"{machine.name} does not move: {error}") from error
         return await _Move(machine, checked, follow).run()
 
 
@@ -59,6 +62,7 @@ class _Move:
         self._paused_at = 0.0
         self._went_at = 0.0
         self._stream_bytes = 0
+        self._problem = ""
         self._is_cancelled = False
         self._cards: CardMoves | None = None
 
@@ -88,6 +92,7 @@ class _Move:
             total_ms=(ended - self._began) * 1000,
             stream_bytes=self._stream_bytes,
             step_ms=self._step_ms,
+            problem=self._problem,
         )
 
     async def _to_its_end(self, work: Coroutine[Any, Any, None]) -> None:
@@ -169,8 +174,8 @@ class _Move:
         self._enter(Step.LOAD)
         await new.vmm.load_state(translated)
         self._enter(Step.HAND_OVER)
-        with self._undone_on_failure() as undo:
-            hand_over_disks(old, new, undo)
+        async with AsyncExitStack() as undo:
+            await hand_over_disks(old, new, undo)
             self._cards.settle()
             machine.place.decide(new.number)
             undo.callback(machine.place.undecide)
@@ -180,14 +185,9 @@ class _Move:
             except BaseException:
                 await self._end_if_gone(new)
                 raise
+            undo.pop_all()
         self._went_at = time.monotonic()
         self._cards.finish()
-
-    @contextmanager
-    def _undone_on_failure(self) -> Iterator[ExitStack]:
-        with ExitStack() as undo:
-            yield undo
-            undo.pop_all()
 
     async def _end_if_gone(self, new: Incarnation) -> None:
         """If the successor let the guest go on before it failed, the old VMM must not: the guest is lost.
@@ -209,7 +209,10 @@ class _Move:
         await machine.console.move()
         if self._cards is not None:
             await self._cards.close()
-        await old.end()
+        try:
+            await old.end()
+        except (DuovisorError, OSError) as error:  # the VM has moved, whatever stays
+            self._problem = f"something of the old VMM stays on the host: {error}"
         machine.other = None
         machine.place.remove_incarnation(old.number)
         machine.write()

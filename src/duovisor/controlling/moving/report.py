@@ -30,7 +30,10 @@ class Step(StrEnum):
 
 @dataclass(frozen=True)
 class MoveReport:
-    """A move that succeeded: between which VMMs, how long the guest stood still, what was moved."""
+    """A move that succeeded: between which VMMs, how long the guest stood still, what was moved.
+
+    ``problem``: what could not be taken off the host.
+    """
 
     old_design: Design
     new_design: Design
@@ -40,6 +43,7 @@ class MoveReport:
     total_ms: float
     stream_bytes: int
     step_ms: dict[Step, float]
+    problem: str = ""
 
 
 def ignore_steps(step: Step) -> None:

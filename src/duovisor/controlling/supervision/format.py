@@ -16,7 +16,8 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Protocol
 
 from duovisor.controlling.description import describe_process
-from duovisor.controlling.formats.process import create_disk_replay, start_format_process
+from duovisor.controlling.errors import PartitionError
+from duovisor.controlling.formats.process import ROLE, create_disk_replay, start_format_process
 from duovisor.controlling.supervision.backoff import FRUITFUL_REQUESTS, Backoff
 from duovisor.controlling.supervision.records import DriverEventKind
 from duovisor.errors import DuovisorError
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 PROGRAM_POLL_S = 0.005
 KILLED = (-9, 137)  # 137 is what bubblewrap makes of it
+RELEASE_S = 10.0
 FRUITFUL_S = 1.0  # a format process that opened its image and served for so long may die of chance
 
 
@@ -76,7 +78,44 @@ class FormatKeeper:
         self._chain = chain
         self._drivers: Drivers | None = None
         self._backoff = Backoff()
+        self._has_image = True
         self._task: asyncio.Task[None] | None = None
+
+    def prepare(self, size_bytes: int) -> None:
+        """Be ready for a disk of this size, whose image somebody else has until ``take_image``."""
+        self.descriptors["replay"] = create_disk_replay(self._disk)
+        self.size_bytes = size_bytes
+        self._has_image = False
+
+    async def take_image(self) -> None:
+        """Open the image, which nobody else uses any more. Raises ``DuovisorError``."""
+        assert self._drivers is not None
+        self._has_image = True
+        await self._begin_again(self._drivers)
+        self.watch(self._drivers)
+
+    async def release_image(self) -> None:
+        """Let go of the image, with all that was written in it; the drivers wait.
+
+        Raises ``PartitionError`` when the process did not end in order; ``take_image`` mends that.
+        """
+        self._has_image = False
+        await self._stop_watching()
+        running, self.running = self.running, None
+        if running is None:
+            return
+        running.process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(RELEASE_S):
+                in_order = await running.process.wait() in (0, None)  # of an adopted one nobody is told
+        except TimeoutError:
+            await running.process.kill()
+            in_order = False
+        running.remove()
+        if not in_order:
+            raise PartitionError(
+                f"the {ROLE} of {self._device} did not end in order: {running.process.failure().message}"
+            )
 
     async def start(self) -> None:
         """Start the first process and learn the disk's size. Raises ``DuovisorError``; call ``end`` then."""
@@ -106,6 +145,8 @@ class FormatKeeper:
     def watch(self, drivers: Drivers) -> None:
         """Look after the process from now on."""
         self._drivers = drivers
+        if not self._has_image:
+            return
         self._task = asyncio.create_task(
             self._run(drivers), name=f"keep the format process of {self._device}"
         )

@@ -106,9 +106,10 @@ class ActiveVm:
             self._gone.set()
 
     async def _report_lost(self) -> None:
-        """An adopted VM may lack a helper from the start; a driver is replaced."""
+        """An adopted VM may lack a helper from the start; drivers and format processes are replaced."""
+        known = {"", *self.machine.helpers, *self.machine.devices}
         for process in self.machine.description.processes:
-            if process.device and not process.control and process.device not in self.machine.helpers:
+            if process.device not in known:
                 await self._on_fault(self, f"the {process.role} of {process.device} ended unobserved")
 
     async def _watch_helper(self, incarnation: Incarnation, name: str) -> None:
