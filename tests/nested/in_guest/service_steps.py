@@ -42,8 +42,8 @@ SPEC = {
     "disks": [{"path": "/run/inner.raw"}],
     "nics": [{}],
 }
-COMMAND_TIMEOUT_S = 120
-SETTLE_S = 90.0
+COMMAND_TIMEOUT_S = 300
+SETTLE_S = 300.0
 HOG_MIB = 1024
 PR_SET_PDEATHSIG = 1
 

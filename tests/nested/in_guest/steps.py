@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 REPORT_PORT = Path("/dev/virtio-ports/org.duovisor.nested")
 SCRATCH_MIB = 32
 VERIFY_MIB = 4
-BOOT_TIMEOUT_S = 120.0
-COMMAND_TIMEOUT_S = 60.0
+# for what hangs: seconds are enough on a machine that is not busy
+BOOT_TIMEOUT_S = 300.0
+COMMAND_TIMEOUT_S = 300.0
 LOG_BYTES = 256 << 10
 OURS = re.compile(r"qemu-system|bwrap|passt|duovisor\.controlling\.drivers")
 
@@ -62,7 +63,7 @@ def report(step: str, design: Design | None = None, **facts: Any) -> None:
 def ask_cli(*words: str) -> dict[str, Any]:
     """Run ``duovisor WORDS --json`` as a user would; its exit code, document and complaint."""
     argv = [sys.executable, "-m", "duovisor", *words, "--json"]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False)
     return {
         "exit": done.returncode,
         "document": json.loads(done.stdout) if done.stdout else None,
