@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import pytest_asyncio
-from tests.vm.service_host import ServiceHost, kill_and_wait
+from tests.vm.service_host import BOOT_TIMEOUT_S, ServiceHost, kill_and_wait
 
 from duovisor.client.service import vm_path
 from duovisor.controlling.images.boot import add_image
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from duovisor.controlling.images.probe_protocol import BootReport
     from duovisor.controlling.machine import Machine
     from duovisor.controlling.supervision.records import Tell
-
-BOOT_TIMEOUT_S = 90.0
 
 
 class Guest(NamedTuple):

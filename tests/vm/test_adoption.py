@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.unit.vms.killed_manager import NAME, Trials, run_trials
+from tests.vm.service_host import BOOT_TIMEOUT_S
 
 from duovisor.controlling.description import load_description
 from duovisor.controlling.images.boot import add_image
@@ -115,7 +116,7 @@ async def test_a_successor_adopts(
     port = folders.vms / NAME / "current/port0.sock"
     assert spec.ports == (PORT_NAME,)
     async with connect_probe(port) as guest:
-        await guest.wait_booted(90)  # nobody owns the VM now, and it runs
+        await guest.wait_booted(BOOT_TIMEOUT_S)  # nobody owns the VM now, and it runs
         done = await guest.run("echo written | dd of=/dev/vda conv=fsync,sync bs=512", timeout_s=30)
         assert done.exit == 0
     for _ in range(2):  # a service after the other
@@ -133,7 +134,7 @@ async def test_a_successor_adopts(
     async with adopting(folders) as manager:
         await manager.reset(NAME)
         async with connect_probe(port) as guest:
-            await guest.wait_booted(90)
+            await guest.wait_booted(BOOT_TIMEOUT_S)
         await manager.shutdown(NAME)
         status = (await manager.get(NAME)).status
         assert (status.state, status.faults) == (State.STOPPED, ())

@@ -8,6 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.vm.service_host import BOOT_TIMEOUT_S
 
 from duovisor.controlling.description import describe_machine, read_description
 from duovisor.controlling.images.storage_jobs import run_verify
@@ -64,7 +65,7 @@ async def test_life_cycle_of_a_real_vmm(
     assert await run_verify(guest.probe, "/dev/vda", size_mib=4) == "ok"
     guest.probe.boot_report = None
     await vmm.reset()
-    await guest.probe.wait_booted(90)
+    await guest.probe.wait_booted(BOOT_TIMEOUT_S)
     assert await run_verify(guest.probe, "/dev/vda", size_mib=4) == "ok"
     assert read_description(folders.vms, guest.machine.spec.name).processes
     await vmm.kill()

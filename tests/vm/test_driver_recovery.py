@@ -10,6 +10,7 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.vm.service_host import BOOT_TIMEOUT_S
 
 from duovisor.controlling.images.storage_jobs import run_verify
 from duovisor.controlling.supervision.backoff import Backoff
@@ -162,7 +163,7 @@ async def test_drivers_die_while_the_guest_boots(boot: Boot, scratch: Path, stor
     guest, device = await boot_with_disk(boot, scratch, story)
     guest.probe.boot_report = None
     await guest.machine.vmm.reset()
-    booting = asyncio.create_task(guest.probe.wait_booted(90))
+    booting = asyncio.create_task(guest.probe.wait_booted(BOOT_TIMEOUT_S))
     rng = random.Random(5)
     while not booting.done():
         await asyncio.sleep(rng.uniform(0.05, 0.4))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from tests.contract.own_driver.documentation import DISK
 from tests.unit.vms.killed_manager import NAME
+from tests.vm.service_host import BOOT_TIMEOUT_S
 
 from duovisor.controlling.drivers.xts import Xts
 from duovisor.controlling.images.boot import add_image
@@ -71,7 +72,7 @@ async def test_they_outlive_their_drivers_and_the_service(
     before = await run_service(folders, build_spec(add_image(document, probe_image)))
     assert [each.device for each in before.drivers] == ["disk0", "disk1", "disk2"]
     async with connect_probe(folders.vms / NAME / "current/port0.sock") as probe:
-        await probe.wait_booted(90)
+        await probe.wait_booted(BOOT_TIMEOUT_S)
         for name in ("vda", "vdb"):
             words = f"dd of=/dev/{name} seek={AT_SECTOR} conv=fsync,sync bs=512"
             await output(probe, f"echo {TEXT.decode()} | {words}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 from tests.bare_vmm import BareVmm, Program, start_bare_vmm
 from tests.networks import BRIDGE, HOST, enter_network, why_no_namespace
+from tests.vm.service_host import BOOT_TIMEOUT_S
 
 from duovisor.controlling.images.boot import add_image
 from duovisor.controlling.images.probe import PORT_NAME
@@ -99,7 +100,7 @@ def place(folders: Directories, probe_image: Image, capabilities: HostCapabiliti
 async def ask(vmm: BareVmm, command: str) -> str:
     """What a command prints in the guest, which is reached through the VMM that it is in now."""
     async with connect_probe(vmm.port_path(PORT_NAME)) as probe:
-        await probe.wait_booted(90)
+        await probe.wait_booted(BOOT_TIMEOUT_S)
         done = await probe.run(command, timeout_s=60)
         assert done.exit == 0, done.output
         return done.output.decode()

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.vm.service_host import BOOT_TIMEOUT_S
 from tests.vm.test_move import build_disks
 
 from duovisor.controlling.images.boot import add_image
@@ -101,7 +102,7 @@ async def test_killed_at_every_step(folders: Directories, probe_image: Image, sc
     await run_killed_service(folders, text, "", "")
     port = folders.vms / NAME / "current/port0.sock"
     async with connect_probe(port) as guest:
-        await guest.wait_booted(90)
+        await guest.wait_booted(BOOT_TIMEOUT_S)
         await guest.run("echo here > /tmp/mark", timeout_s=10)
     design = Design.MONOLITHIC
     for when in (Step.START, Step.LOAD, Step.END, Step.GO, "0.2", "0.3"):

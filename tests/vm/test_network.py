@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.networks import BRIDGE, HOST, enter_network, list_ports, why_no_namespace
 from tests.unit.vms.killed_manager import NAME
+from tests.vm.service_host import BOOT_TIMEOUT_S
 from tests.vm.test_adoption import adopting, run_service
 
 from duovisor.controlling.errors import NetworkError
@@ -236,7 +237,7 @@ async def test_a_card_outlives_its_service(folders: Directories, probe_image: Im
     port = folders.vms / NAME / "current/port0.sock"
     ping = f"ping -c 3 -W 5 {HOST}"
     async with connect_probe(port) as guest:
-        await guest.wait_booted(90)
+        await guest.wait_booted(BOOT_TIMEOUT_S)
         done = await guest.run(f"killall udhcpc; ip addr add 10.77.0.2/24 dev eth0; {ping}", timeout_s=60)
         assert b" 0% packet loss" in done.output  # nobody owns the VM now
     async with adopting(folders) as manager:
