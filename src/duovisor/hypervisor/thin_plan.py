@@ -36,7 +36,8 @@ STATE = "state"
 MEMORY, KERNEL, INITRD, PACKAGES = "/memory", "/kernel", "/initrd", "/packages"
 # all seen: 20 MiB, and for each processor a stack and its share of the interpreter's arenas
 PRIVATE_MIB, VCPU_PRIVATE_MIB = 128, 4
-THREADS_BESIDE_VCPUS, DESCRIPTORS = 8, 4096
+# threads are counted with those of all else that runs under the VM's uid, its successor and drivers
+THREADS, DESCRIPTORS = 512, 4096
 
 # virtio 1.2, section 5: device types; 5.1.3 and 5.1.4: a network card's features and configuration space
 NET, BLOCK, CONSOLE = 1, 2, 3
@@ -185,9 +186,7 @@ def build_thin_sandbox(spec: VirtualMachineSpec, paths: ThinPaths, kvm_gids: tup
         links=(("usr/lib", "/lib"), ("usr/lib64", "/lib64")),
         if_there=("/usr/lib64",),
         environment=(("PYTHONPATH", PACKAGES),),
-        limits=ResourceLimits(
-            PRIVATE_MIB + spec.cpus * VCPU_PRIVATE_MIB, spec.cpus + THREADS_BESIDE_VCPUS, DESCRIPTORS
-        ),
+        limits=ResourceLimits(PRIVATE_MIB + spec.cpus * VCPU_PRIVATE_MIB, THREADS, DESCRIPTORS),
     )
 
 

@@ -21,6 +21,7 @@ from duovisor.hypervisor.lifecycle import State
 from duovisor.hypervisor.migration.translator import translate
 from duovisor.hypervisor.qemu.console import CONSOLE_SOCKET
 from duovisor.hypervisor.vmm import Vmm
+from duovisor.spec.vm import VmmKind
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -170,9 +171,10 @@ class _Move:
         stream = await old.vmm.save_state()
         self._stream_bytes = len(stream)
         self._enter(Step.TRANSLATE)
-        translated = translate(stream, new.spec.design)
+        if new.decision.kind is VmmKind.QEMU:  # the thin VMM's state is the same on both sides
+            stream = translate(stream, new.spec.design)
         self._enter(Step.LOAD)
-        await new.vmm.load_state(translated)
+        await new.vmm.load_state(stream)
         self._enter(Step.HAND_OVER)
         async with AsyncExitStack() as undo:
             await hand_over_disks(old, new, undo)
