@@ -18,9 +18,9 @@ from duovisor.hypervisor.thin.errors import KvmError
 
 ALLOWED = {
     # the channel and the control socket; event counters; the log
-    "read": 0, "write": 1, "poll": 7, "pread64": 17, "pwrite64": 18, "readv": 19, "writev": 20, "select": 23, "sendto": 44,
-    "recvfrom": 45, "sendmsg": 46, "recvmsg": 47, "shutdown": 48, "getsockname": 51, "getpeername": 52,
-    "setsockopt": 54, "getsockopt": 55, "epoll_wait": 232, "epoll_ctl": 233, "ppoll": 271,
+    "read": 0, "write": 1, "poll": 7, "pread64": 17, "pwrite64": 18, "readv": 19, "writev": 20, "select": 23,
+    "sendto": 44, "recvfrom": 45, "sendmsg": 46, "recvmsg": 47, "shutdown": 48, "getsockname": 51,
+    "getpeername": 52, "setsockopt": 54, "getsockopt": 55, "epoll_wait": 232, "epoll_ctl": 233, "ppoll": 271,
     "epoll_pwait": 281, "accept4": 288, "eventfd2": 290, "preadv": 295, "preadv2": 327, "memfd_create": 319,
     "epoll_pwait2": 441,
     # descriptors
