@@ -211,6 +211,7 @@ class Virtqueue:
             frames.clear()
             self._framed = view
         size, counter = self.size, self._counter
+        read_descriptor, append = DESCRIPTOR.unpack_from, popped.append
         for head in heads:
             if head >= size:
                 raise QueueError(f"queue {self.index} of size {size} makes descriptor {head} available")
@@ -223,15 +224,20 @@ class Virtqueue:
             counter += 1
             states[chain.state_place] = 1
             chain.busy = True
-            popped.append(chain)
-            address, length, flags = _HEAD(table, chain.table_place)
+            append(chain)
+            descriptor = read_descriptor(table, chain.table_place)
+            address, length, flags, _ = descriptor
             place = address - origin
-            if length != _FRAME_BYTES or flags != INDIRECT or place < 0 or place > table_limit:
-                if flags == WRITE and length and 0 <= place <= limit - length:
-                    chain.descriptors = (address, length, WRITE, 0)
-                    chain.set_buffers([], [view[place : place + length]])
+            if flags == WRITE:
+                end = place + length
+                if place >= 0 and place < end <= limit:
+                    chain.descriptors = descriptor
+                    chain.set_buffers([], [view[place:end]])
                 else:
                     self._load(chain)
+                continue
+            if length != _FRAME_BYTES or flags != INDIRECT or place < 0 or place > table_limit:
+                self._load(chain)
                 continue
             (key,) = _FRAME(view, place)
             frame = frames.get(key)

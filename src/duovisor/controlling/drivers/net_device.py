@@ -212,17 +212,17 @@ class NetDevice(VirtioDevice):
 
     def _fill(self, size: int, done: list[Chain]) -> None:
         """A frame of ``size`` bytes, header included, lies in the next buffers: they are done."""
-        posted = self._posted
-        chain, first, room = posted.popleft()
-        chain.written = min(size, room)
-        done.append(chain)
-        left, count = size - room, 1
-        while left > 0:
-            chain, _, room = posted.popleft()
-            chain.written = min(left, room)
-            done.append(chain)
+        take, finish = self._posted.popleft, done.append
+        chain, first, room = take()
+        finish(chain)
+        left, count = size, 1
+        while left > room:
+            chain.written = room
             left -= room
+            chain, _, room = take()
+            finish(chain)
             count += 1
+        chain.written = left
         if self._mergeable:
             self._expected = min(max(count, self._expected >> 1), MERGED_MAX)
         if self._header_bytes == layout.HEADER_BYTES:
