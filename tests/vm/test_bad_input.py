@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+from tests.networks import BRIDGE, enter_network, list_ports, why_no_namespace
 from tests.unit.hardware.fake_qemu import as_output, build_answers, write_script
 from tests.vm.conftest import find_processes
 
@@ -382,3 +383,13 @@ def test_no_root_and_no_permission(stranger: Host, image: Path) -> None:
     said = stranger.refuse(exit_code=FAILED)
     assert "cannot start duovisord: /run/duovisor-forbidden: Permission denied" in said
     assert "try: set DUOVISOR_RUNTIME_DIR" in said
+
+
+@both_designs
+def test_no_root_and_no_right_to_make_taps(stranger: Host, design: str) -> None:
+    if reason := why_no_namespace():
+        pytest.skip(reason)
+    with enter_network():
+        said = stranger.refuse("--nic", f"bridge={BRIDGE}", "--design", design, exit_code=HOST_CANNOT)
+        assert "a bridged network card needs the right to make TAPs (CAP_NET_ADMIN)\n  try: let" in said
+        assert list_ports() == []

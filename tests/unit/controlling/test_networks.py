@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import os
+import stat
 from pathlib import Path
 
 import pytest
 from tests.networks import BRIDGE, enter_network, list_ports, run_ip, why_no_namespace
+from tests.unit.controlling.conftest import let_in, run_as_stranger
 
-from duovisor.controlling.errors import NetworkError
+from duovisor.controlling.errors import HostLacksError, NetworkError
+from duovisor.controlling.networks import interfaces
 from duovisor.controlling.networks.bridged import build_tap_names, check_bridge, is_tap, open_bridged_tap
 from duovisor.controlling.networks.interfaces import NAME_MAX
 
@@ -55,3 +58,32 @@ def test_what_is_no_bridge_is_named() -> None:
         tap = open_bridged_tap("web1", 0, BRIDGE, MAC)
         assert "mtu 9000" in run_ip("link", "show", list_ports()[0])
         os.close(tap)
+
+
+def refuse_tap() -> None:
+    with pytest.raises(HostLacksError, match="CAP_NET_ADMIN") as caught:
+        open_bridged_tap("web1", 0, BRIDGE, MAC)
+    assert "run as root, or use network: user" in caught.value.remedy
+
+
+@needs_root
+@pytest.mark.parametrize("mode", [0o666, 0o600], ids=["may open it", "may not open it"])
+def test_an_ordinary_user_is_told_what_is_missing(
+    mode: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Distributions differ in whether every user may open the device; making a TAP takes more."""
+    let_in(tmp_path)
+    device = tmp_path / "tun"
+    os.mknod(device, stat.S_IFCHR | mode, interfaces.TUN_DEVICE)
+    device.chmod(mode)
+    monkeypatch.setattr(interfaces, "TUN_PATH", str(device))
+    with enter_network():
+        run_as_stranger(refuse_tap)
+        assert list_ports() == []
+
+
+def test_a_host_without_the_device_has_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interfaces, "TUN_PATH", str(tmp_path / "tun"))
+    with pytest.raises(HostLacksError, match="which this host lacks") as caught:
+        open_bridged_tap("web1", 0, "lo", MAC)
+    assert caught.value.remedy == "modprobe tun"
