@@ -69,6 +69,31 @@ def test_storage_verifies(reports: Reports, design: Design) -> None:
 
 
 @pytest.mark.parametrize("design", Design)
+def test_card_on_a_bridge_reaches_the_host(reports: Reports, design: Design) -> None:
+    bridged = reports.find("bridged", design)
+    assert bridged["exit"] == 0, bridged
+    assert " 0% packet loss" in bridged["output"]
+
+
+@pytest.mark.parametrize("design", Design)
+def test_card_on_a_bridge_has_a_vector_for_each_queue(reports: Reports, design: Design) -> None:
+    lines = [line.split() for line in reports.find("interrupts", design)["lines"]]
+    counts = {line[-1].partition("-")[2]: int(line[1]) for line in lines}
+    assert counts.keys() == {"config", "input.0", "output.0"}, lines
+    assert all(any(word.startswith("PCI-MSI") for word in line) for line in lines), lines
+    assert counts["input.0"] > 0
+
+
+def test_stream_of_a_monolithic_card_is_whole(reports: Reports) -> None:
+    assert reports.find("stream", Design.MONOLITHIC)["whole"]
+
+
+def test_stream_survives_its_driver(reports: Reports) -> None:
+    stream = reports.find("stream", Design.MICROKERNELIZED)
+    assert (stream["whole"], len(stream["killed"]), stream["deaths"]) == (True, 1, 1), stream
+
+
+@pytest.mark.parametrize("design", Design)
 def test_guest_shuts_down_by_the_power_button(reports: Reports, design: Design) -> None:
     shutdown = reports.find("shutdown", design)
     assert shutdown["obeyed"]
@@ -110,5 +135,5 @@ def test_images_are_in_the_driver_partitions(reports: Reports) -> None:
 
 def test_nothing_is_left_on_the_host(reports: Reports) -> None:
     leftovers = reports.find("leftovers")
-    assert [leftovers[kind] for kind in ("processes", "mounts", "files")] == [[], [], []]
+    assert [leftovers[kind] for kind in ("processes", "mounts", "files", "ports")] == [[]] * 4
     assert reports.find("done")

@@ -8,9 +8,11 @@ traceback, and what comes after it is tried all the same. The last line is ``don
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -30,10 +32,11 @@ from duovisor.controlling.machine import start_machine
 from duovisor.directories import find_directories
 from duovisor.hardware.capabilities import read_capabilities
 from duovisor.process import as_command_line
-from duovisor.spec.vm import Design
+from duovisor.spec.vm import Design, NicSpec
 
 if TYPE_CHECKING:
     from duovisor.controlling.images.image import Image
+    from duovisor.controlling.images.probe_client import ProbeClient
     from duovisor.controlling.machine import Machine
     from duovisor.spec.vm import VirtualMachineSpec
 
@@ -50,6 +53,13 @@ OURS = re.compile(r"qemu-system|bwrap|passt|duovisor\.controlling\.drivers")
 WHO_RUNS_US = "dmesg | grep -o 'Hypervisor detected: .*'"
 SHOW_ADDRESS = "ip -4 address show eth0 | grep -o 'inet [0-9.]*'"
 WAIT_FOR_ADDRESS = f"for i in $(seq 100); do {SHOW_ADDRESS} && exit; sleep 0.1; done; exit 1"
+
+# the second card: on a bridge of the outer guest, whose address is this
+BRIDGE, HOST = "br-inner", "10.0.8.1"
+CARD = "nic1"
+STREAM_MIB = 8
+SET_UP_CARD = f"ip address add 10.0.8.2/24 dev eth1; ip link set eth1 up; ping -c 3 -W 5 {HOST}"
+SHOW_INTERRUPTS = 'grep "$(basename $(readlink /sys/class/net/eth1/device))-" /proc/interrupts'
 
 
 def report(step: str, design: Design | None = None, **facts: Any) -> None:
@@ -97,8 +107,38 @@ async def exercise(machine: Machine, started: float) -> None:
         device = booted.find_disk(SCRATCH_SERIAL)
         verified = await run_verify(guest, device, size_mib=VERIFY_MIB) if device else "there is no disk"
         report("verify", design, verify=verified)
+        await exercise_card(machine, guest)
     obeyed = await machine.shut_down()
     report("shutdown", design, obeyed=obeyed, history=machine.vmm.lifecycle.history)
+
+
+async def exercise_card(machine: Machine, guest: ProbeClient) -> None:
+    """The card on the bridge: it reaches us, and a stream is whole though its driver is killed meanwhile."""
+    design = machine.spec.design
+    pinged = await guest.run(SET_UP_CARD, COMMAND_TIMEOUT_S)
+    report("bridged", design, exit=pinged.exit, output=pinged.output.decode(errors="replace"))
+    block = os.urandom(STREAM_MIB << 20)
+    killed = []
+
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for start in range(0, len(block), 1 << 20):
+            writer.write(block[start : start + (1 << 20)])
+            await writer.drain()
+            if start == len(block) // 2 and CARD in machine.devices:
+                pid = machine.devices[CARD].describe().pid
+                assert pid is not None
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+        writer.close()
+
+    async with await asyncio.start_server(serve, HOST, 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        done = await guest.run(f"nc {HOST} {port} </dev/null | md5sum", COMMAND_TIMEOUT_S)
+    wanted = hashlib.md5(block, usedforsecurity=False).hexdigest()
+    report("stream", design, whole=done.output.split()[:1] == [wanted.encode()], killed=killed,
+           deaths=machine.devices[CARD].describe().deaths if killed else None)  # fmt: skip
+    shown = await guest.run(SHOW_INTERRUPTS, COMMAND_TIMEOUT_S)
+    report("interrupts", design, lines=shown.output.decode(errors="replace").splitlines())
 
 
 def inspect_vmm(machine: Machine) -> dict[str, Any]:
@@ -140,14 +180,17 @@ def find_leftovers() -> dict[str, Any]:
             processes.append(command)
     mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(runtime) in line]
     files = [str(path) for path in runtime.rglob("*") if not path.is_dir()]
-    return {"processes": processes, "mounts": mounts, "files": files}
+    ports = os.listdir(f"/sys/class/net/{BRIDGE}/brif")
+    return {"processes": processes, "mounts": mounts, "files": files, "ports": ports}
 
 
 async def run_design(design: Design, image: Image) -> None:
     """One VM of this design; what goes wrong is told to the host, and the other design has its turn."""
     try:
         with make_scratch_disk(Path("/run"), design, size_mib=SCRATCH_MIB) as scratch:
-            await run_machine(build_probe_spec(f"inner-{design}", design, image, scratch))
+            spec = build_probe_spec(f"inner-{design}", design, image, scratch)
+            nics = (*spec.nics, NicSpec(bridge=BRIDGE))
+            await run_machine(spec.model_copy(update={"nics": nics}))
     except Exception:  # whatever it is, the host wants to know
         report("failed", design, traceback=traceback.format_exc())
 
