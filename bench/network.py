@@ -27,34 +27,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if not __package__:  # run as a script
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.networks import BRIDGE, HOST, enter_network, why_no_namespace
+from bench.network_guest import CARD, Guest, boot_guest
+from tests.networks import HOST, enter_network, why_no_namespace
 
-from duovisor.controlling.comparison import boot_probe
-from duovisor.controlling.images.boot import add_image
-from duovisor.controlling.images.probe import build_probe_image
 from duovisor.controlling.images.tools_disk import build_program_disk
-from duovisor.directories import find_directories
-from duovisor.hardware.capabilities import read_capabilities
-from duovisor.spec.loading import build_spec
 from duovisor.spec.vm import Design
 
 if TYPE_CHECKING:
-    from duovisor.controlling.images.probe_client import ProbeClient
     from duovisor.controlling.machine import Machine
 
-SERIAL = "iperf3"
+PORT = 5201
 SMALL_PAYLOAD_BYTES = 18  # a frame of 64 bytes with its checksum
 PINGS = 200
-MOUNT = f"""
-killall udhcpc
-mkdir -p /iperf
-for disk in /sys/block/vd*; do
-    serial=; read -r serial <$disk/serial
-    [ "$serial" = {SERIAL} ] && mount -t ext4 -o ro /dev/${{disk##*/}} /iperf
-done
-ip addr add ADDRESS/24 dev eth0; ip link set eth0 up
-/iperf/lib/loader --library-path /iperf/lib /iperf/iperf3 -s -D
-"""
 
 Figures = dict[str, dict[Design, list[float]]]
 
@@ -78,77 +62,51 @@ JOBS = (
 STREAMS = ("to_guest", "from_guest", "to_guest_4", "from_guest_4")
 
 
-class Guest(NamedTuple):
-    """A guest that serves iperf3 at ``address``."""
-
-    address: str
-    machine: Machine
-    probe: ProbeClient
-
-    async def run_iperf(self, job: Job, seconds: float) -> float:
-        """Mbit/s, or packets per second that arrived."""
-        argv = ["iperf3", "-c", self.address, "-t", f"{seconds:g}", "-J", *job.options]
-        process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
-        output, _ = await asyncio.wait_for(process.communicate(), seconds + 60)
-        report = json.loads(output)
-        if "error" in report:
-            raise RuntimeError(f"{job.name}: iperf3: {report['error']}")
-        end = report["end"]
-        if job.counts_packets:
-            total = end["sum"]
-            return float((total["packets"] - total["lost_packets"]) / total["seconds"])
-        return float(end["sum_received"]["bits_per_second"]) / 1e6
-
-    async def ping(self) -> float:
-        """The mean round-trip time from the guest to the host, in milliseconds."""
-        done = await self.probe.run(f"ping -q -i 0.01 -c {PINGS} {HOST}", timeout_s=120)
-        found = re.search(rb"= [\d.]+/([\d.]+)/", done.output)
-        if found is None:
-            raise RuntimeError(f"ping: {done.output.decode(errors='replace')}")
-        return float(found[1])
+async def run_iperf(guest: Guest, job: Job, seconds: float) -> float:
+    """Mbit/s, or packets per second that arrived."""
+    argv = ["iperf3", "-c", guest.address, "-p", str(PORT), "-t", f"{seconds:g}", "-J", *job.options]
+    process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
+    output, _ = await asyncio.wait_for(process.communicate(), seconds + 60)
+    report = json.loads(output)
+    if "error" in report:
+        raise RuntimeError(f"{job.name}: iperf3: {report['error']}")
+    end = report["end"]
+    if job.counts_packets:
+        total = end["sum"]
+        return float((total["packets"] - total["lost_packets"]) / total["seconds"])
+    return float(end["sum_received"]["bits_per_second"]) / 1e6
 
 
-async def boot(stack: AsyncExitStack, design: Design, number: int, tools: Path) -> Guest:
-    """A guest of this design on the bridge, with iperf3 at work."""
-    directories = find_directories()
-    document = {
-        "name": f"bench-{design}",
-        "design": design,
-        "memory_mib": 256,
-        "disks": [{"path": str(tools), "serial": SERIAL, "read_only": True}],
-        "nics": [{"bridge": BRIDGE}],
-    }
-    spec = build_spec(add_image(document, build_probe_image(directories, print)))
-    machine, probe, boot_s = await stack.enter_async_context(
-        boot_probe(spec, read_capabilities(directories.cache), directories)
-    )
-    address = f"10.77.0.{number}"
-    done = await probe.run(MOUNT.replace("ADDRESS", address), timeout_s=60)
-    if done.exit:
-        raise RuntimeError(f"iperf3 in the guest: {done.output.decode(errors='replace')}")
-    await asyncio.sleep(1)
-    print(f"{design}: up after {boot_s:.2f} s")
-    return Guest(address, machine, probe)
+async def ping(guest: Guest) -> float:
+    """The mean round-trip time from the guest to the host, in milliseconds."""
+    printed = await guest.output(f"ping -q -i 0.01 -c {PINGS} {HOST}", timeout_s=120)
+    found = re.search(r"= [\d.]+/([\d.]+)/", printed)
+    if found is None:
+        raise RuntimeError(f"ping: {printed}")
+    return float(found[1])
 
 
 async def kill_drivers(machine: Machine, every_s: float) -> None:
     """Kill the network driver again and again."""
     while True:
         await asyncio.sleep(every_s)
-        pid = machine.devices["nic0"].describe().pid
+        pid = machine.devices[CARD].describe().pid
         if pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
 
-async def measure(rounds: int, seconds: float, kill_every_s: float, tools: Path) -> Figures:
+async def measure(rounds: int, seconds: float, kill_every_s: float, programs: Path) -> Figures:
     """Run every job ``rounds`` times in each design."""
     names = [*(job.name for job in JOBS), "round_trip"]
     figures: Figures = {name: {design: [] for design in Design} for name in names}
     async with AsyncExitStack() as stack:
         guests = {
-            design: await boot(stack, design, number, tools) for number, design in enumerate(Design, start=2)
+            design: await boot_guest(stack, design, number, programs)
+            for number, design in enumerate(Design, start=2)
         }
+        for guest in guests.values():
+            await guest.serve_iperf(PORT)
         if kill_every_s:
             killing = asyncio.create_task(kill_drivers(guests[Design.MICROKERNELIZED].machine, kill_every_s))
             stack.callback(killing.cancel)
@@ -156,10 +114,10 @@ async def measure(rounds: int, seconds: float, kill_every_s: float, tools: Path)
             order = list(Design) if number % 2 == 0 else list(reversed(Design))
             for job in JOBS:
                 for design in order:
-                    figures[job.name][design].append(await guests[design].run_iperf(job, seconds))
+                    figures[job.name][design].append(await run_iperf(guests[design], job, seconds))
                 show(number, job.name, figures)
             for design in order:
-                figures["round_trip"][design].append(await guests[design].ping())
+                figures["round_trip"][design].append(await ping(guests[design]))
             show(number, "round_trip", figures)
     return figures
 
@@ -202,9 +160,9 @@ def main() -> None:
     if reason := why_no_namespace():
         raise SystemExit(reason)
     with tempfile.TemporaryDirectory(prefix="duovisor-bench-") as folder, enter_network():
-        tools = Path(folder) / "iperf3.raw"
-        build_program_disk(tools, Path(folder), "iperf3", label="iperf3")
-        measured = asyncio.run(measure(options.rounds, options.seconds, options.kill_every, tools))
+        programs = Path(folder) / "programs.raw"
+        build_program_disk(programs, Path(folder), "iperf3", label="programs")
+        measured = asyncio.run(measure(options.rounds, options.seconds, options.kill_every, programs))
     document = build_document(measured)
     print("\nmicrokernelized ÷ monolithic, median [min … max]; streams: goal ≥ 1.0")
     for name, (low, high) in document["spread"].items():

@@ -56,23 +56,24 @@ def build_tools_disk(disk: Path, scratch: Path) -> None:
     build_program_disk(disk, scratch, "fio", label="duovisor-tools")
 
 
-def build_program_disk(disk: Path, scratch: Path, program: str, *, label: str) -> None:
-    """Write a disk image with one of the host's programs: ``lib/loader --library-path lib PROGRAM`` runs it.
+def build_program_disk(disk: Path, scratch: Path, *programs: str, label: str) -> None:
+    """Write a disk image with programs of the host's: ``lib/loader --library-path lib PROGRAM`` runs one.
 
-    Raises ``ImageBuildError`` when it is not installed.
+    Raises ``ImageBuildError`` when one is not installed.
     """
-    path = shutil.which(program)
-    if path is None:
-        raise ImageBuildError(f"{program} is not installed", remedy=f"apt-get install {program}")
-    needed = parse_ldd(process.run(["ldd", path]))
     content = scratch / "tools"
     (content / "lib").mkdir(parents=True)
-    shutil.copyfile(path, content / program)
-    shutil.copyfile(needed.loader, content / "lib/loader")
-    for name, library in needed.libraries.items():
-        shutil.copyfile(library, content / "lib" / name)
-    for each in (content / program, content / "lib/loader"):
-        each.chmod(0o755)
+    for program in programs:
+        path = shutil.which(program)
+        if path is None:
+            raise ImageBuildError(f"{program} is not installed", remedy=f"apt-get install {program}")
+        needed = parse_ldd(process.run(["ldd", path]))
+        shutil.copyfile(path, content / program)
+        shutil.copyfile(needed.loader, content / "lib/loader")
+        for name, library in needed.libraries.items():
+            shutil.copyfile(library, content / "lib" / name)
+        for each in (content / program, content / "lib/loader"):
+            each.chmod(0o755)
     size = compute_disk_bytes(each.stat().st_size for each in content.rglob("*") if each.is_file())
     with disk.open("wb") as file:
         file.truncate(size)
