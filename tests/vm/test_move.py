@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from duovisor.controlling.moving.report import Step
 from duovisor.hardware.qemu_probe import probe_qemu
 from duovisor.hypervisor.lifecycle import State
 from duovisor.hypervisor.migration import handover
+from duovisor.hypervisor.migration.translator import AllowedFeatures, translate
 from duovisor.process import run
 from duovisor.spec.vm import Design
 
@@ -69,8 +71,15 @@ async def test_there_and_back(boot: Boot, scratch: Path, capabilities: HostCapab
 class Saboteur:
     """Does ``harm`` to a move when it comes to a step; ``task`` is the move."""
 
-    def __init__(self, machine: Machine, step: Step, harm: Callable[[Saboteur], None]) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        step: Step,
+        harm: Callable[[Saboteur], None],
+        patch: pytest.MonkeyPatch,
+    ) -> None:
         self.machine = machine
+        self.patch = patch
         self.task: asyncio.Task[MoveReport]
         self.done = False
         self._step, self._harm = step, harm
@@ -99,6 +108,23 @@ def interrupt(saboteur: Saboteur) -> None:
     saboteur.task.cancel()
 
 
+def truncate(saboteur: Saboteur) -> None:
+    """The old VMM's state arrives with its end cut off."""
+    vmm = saboteur.machine.vmm
+    save = vmm.save_state
+
+    async def save_in_part() -> bytes:
+        return (await save())[:-1000]
+
+    saboteur.patch.setattr(vmm, "save_state", save_in_part)
+
+
+def mismatch(saboteur: Saboteur) -> None:
+    """The guest uses what the other VMM does not offer."""
+    nothing = AllowedFeatures(disk=0, bridged_nic=0)
+    saboteur.patch.setattr("duovisor.controlling.moving.move.translate", partial(translate, allowed=nothing))
+
+
 def disturb(_: Saboteur) -> None:
     raise MoveFailedError("for the test")
 
@@ -108,6 +134,8 @@ FAILURES: tuple[tuple[Callable[[Saboteur], None], tuple[Step, ...]], ...] = (
     (disturb, (Step.START, Step.PAUSE, Step.TRANSLATE, Step.HAND_OVER, Step.GO)),
     (interrupt, (Step.START, Step.PAUSE, Step.LOAD)),
     (hang_new_vmm, (Step.LOAD,)),
+    (truncate, (Step.SAVE,)),
+    (mismatch, (Step.SAVE,)),
 )
 
 
@@ -127,10 +155,11 @@ async def test_what_fails_leaves_the_vm_as_it_was(
     pid = machine.description.processes[0].pid
     for harm, steps in FAILURES:
         for step in steps:
-            saboteur = Saboteur(machine, step, harm)
-            saboteur.task = asyncio.create_task(move(machine, other, capabilities, saboteur))
-            with pytest.raises((MoveFailedError, asyncio.CancelledError)):
-                await saboteur.task
+            with pytest.MonkeyPatch.context() as patch:
+                saboteur = Saboteur(machine, step, harm, patch)
+                saboteur.task = asyncio.create_task(move(machine, other, capabilities, saboteur))
+                with pytest.raises((MoveFailedError, asyncio.CancelledError)):
+                    await saboteur.task
             where = f"{harm.__name__} at {step}"
             assert saboteur.done, where
             assert (machine.vmm.state, machine.spec.design) == (State.RUNNING, design), where
@@ -142,9 +171,34 @@ async def test_what_fails_leaves_the_vm_as_it_was(
             await guest.output(f"{read} if=/dev/vda; {read} if=/dev/vdb")
     assert await run_verify(guest.probe, "/dev/vda", size_mib=8) == "ok"
     assert await run_verify(guest.probe, "/dev/vdb", size_mib=8) == "ok"
-    late = Saboteur(machine, Step.HAND_OVER, interrupt)  # the point of no return is before the next step
+    late = Saboteur(
+        machine, Step.HAND_OVER, interrupt, monkeypatch
+    )  # the point of no return is before the next step
     late.task = asyncio.create_task(move(machine, other, capabilities, late))
     assert (await late.task).new_design is other
+    async with connect_probe(machine.port_path(PORT_NAME)) as probe:
+        assert await run_verify(probe, "/dev/vda", size_mib=8) == "ok"
+
+
+@pytest.mark.parametrize("step", [Step.LOAD, Step.GO])
+async def test_drivers_die_while_they_take_over(
+    boot: Boot, scratch: Path, capabilities: HostCapabilities, step: Step
+) -> None:
+    """The new VMM gets others, or the move fails: the guest goes on either way, and nothing is lost."""
+    guest = await boot(Design.MONOLITHIC, disks=[{"path": str(scratch)}])
+    machine = guest.machine
+
+    def kill_drivers(reached: Step) -> None:
+        if reached is step:
+            assert machine.other is not None
+            for pid in machine.other.devices["disk0"].pids:
+                os.kill(pid, signal.SIGKILL)
+
+    try:
+        await move(machine, Design.MICROKERNELIZED, capabilities, kill_drivers)
+    except MoveFailedError:
+        assert machine.spec.design is Design.MONOLITHIC
+    assert machine.vmm.state is State.RUNNING
     async with connect_probe(machine.port_path(PORT_NAME)) as probe:
         assert await run_verify(probe, "/dev/vda", size_mib=8) == "ok"
 
