@@ -70,7 +70,11 @@ class Kvm:
             self._descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             raise KvmError(f"cannot open {device}: {error.strerror}") from error
-        version = call(self._descriptor, abi.GET_API_VERSION, 0)
+        try:
+            version = call(self._descriptor, abi.GET_API_VERSION, 0)
+        except OSError as error:
+            os.close(self._descriptor)
+            raise KvmError(f"{device} is no KVM: {error.strerror}") from error
         if version != abi.API_VERSION:
             raise KvmError(f"KVM speaks version {version} of its interface, not {abi.API_VERSION}")
         missing = [what for capability, what in NEEDED.items() if not self.check(capability)]
