@@ -62,9 +62,10 @@ def run(arguments: Sequence[str]) -> int:
     commands = {**build_commands(machine, descriptors), **hand_over.build_commands()}
     server = ControlServer(socket.socket(fileno=config.descriptors[CONTROL]), loop, commands, descriptors)
 
+    terminated = threading.Event()
+
     def terminate(*_: object) -> None:
-        if machine.status != SHUT_DOWN:
-            machine.end(guest=False, reason="host-signal")
+        terminated.set()  # no more: it may be in the middle of anything
         loop.wake()
 
     signal.signal(signal.SIGTERM, terminate)
@@ -75,6 +76,8 @@ def run(arguments: Sequence[str]) -> int:
     while machine.status != SHUT_DOWN:
         loop.turn()
         hand_over.work()
+        if terminated.is_set() and machine.status != SHUT_DOWN:
+            machine.end(guest=False, reason="host-signal")
     server.close()
     return 0
 

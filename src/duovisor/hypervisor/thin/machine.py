@@ -152,6 +152,7 @@ class Machine:
         was_running = self.status == RUNNING
         if was_running:
             self._pause()
+        self.processors.forget_happenings()
         for device in self.devices:
             device.reset()
         restore_hardware(self, self._pristine, with_tsc=False)

@@ -87,6 +87,10 @@ class Processors:
         """The next thing that happened; at most one for each processor waits here."""
         return self._happenings.popleft() if self._happenings else None
 
+    def forget_happenings(self) -> None:
+        """What happened was another life's; all processors are stopped."""
+        self._happenings.clear()
+
     def count_exits(self) -> dict[str, int]:
         """How often guest code was left for this process, by kind, since the start."""
         kinds = ("io", "mmio", "other")
@@ -97,8 +101,8 @@ class Processors:
             self._wait_running()
             try:
                 self._run_guest(vcpu, handler)
-            except OSError as error:
-                self.happen(FAILED, f"vCPU {vcpu.index}: KVM_RUN: {error.strerror}")
+            except Exception as error:  # whatever it is: a processor must not stand still unnoticed
+                self.happen(FAILED, f"vCPU {vcpu.index}: {error!r}")
 
     def _wait_running(self) -> None:
         with self._changed:
