@@ -84,6 +84,19 @@ MEANINGS: dict[str, Meaning] = {
     "boot-file": Meaning(409, 2),
     "move-refused": _CONFLICT,
     "move-failed": _FAILED,
+    # controlling: storage
+    "pool-not-found": _NOT_FOUND,
+    "pool-exists": _CONFLICT,
+    "pool-refused": Meaning(409, 2),
+    "pool-in-use": _CONFLICT,
+    "pool-unavailable": _HOST_CANNOT,
+    "pool-full": Meaning(409, 5),
+    "volume-not-found": _NOT_FOUND,
+    "volume-exists": _CONFLICT,
+    "volume-refused": Meaning(409, 2),
+    "volume-in-use": _CONFLICT,
+    "volume-broken": Meaning(409, 6),
+    "volume-content": Meaning(409, 2),
     # controlling: images and the probe guest
     "image-not-found": _NOT_FOUND,
     "image-broken": Meaning(409, 6),
@@ -137,6 +150,7 @@ MEANINGS: dict[str, Meaning] = {
     "service-stop-failed": Meaning(503, 6),
     "service-connection-lost": Meaning(504, 7),
     "service-reply": Meaning(502, 6),
+    "transfer": Meaning(409, 2),
 }
 
 

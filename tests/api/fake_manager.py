@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from duovisor.controlling.store.interface import Store
+    from duovisor.controlling.vms.volumes import Lend
     from duovisor.directories import Directories
     from duovisor.spec.vm import VirtualMachineSpec
 
@@ -82,7 +83,9 @@ class FakeConsole:
 class FakeVmManager:
     """Keeps the manager's contract as far as the API can see it."""
 
-    def __init__(self, store: Store, directories: Directories, emit: Callable[[VmEvent], None]) -> None:
+    def __init__(
+        self, store: Store, directories: Directories, emit: Callable[[VmEvent], None], lend: Lend
+    ) -> None:
         self._emit = emit
         self._vms: dict[str, VmView] = {}
         self._consoles: dict[str, FakeConsole] = {}
@@ -194,6 +197,9 @@ class FakeVmManager:
         self._emit(VmEvent(kind=EventKind.VMM_UPDATED, name=name, uuid=vm.record.uuid))
         progress(100, "QEMU 7.2.22 → 10.0.3: paused 18.2 ms, 412 KiB moved, 0.3 s in all")
         return build_move(vm.record.spec.design, vm.record.spec.design)
+
+    async def resize_volume(self, volume: str, size_bytes: int) -> None:
+        raise WrongStateError(f"volume {volume} is in use, and not by a VM that names it")
 
     async def replace_driver(self, name: str, device: str, *, latest: bool) -> Replacement:
         self._require(await self.get(name), State.RUNNING, State.PAUSED)

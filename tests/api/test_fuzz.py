@@ -16,6 +16,7 @@ from tests.api.running import start_service
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.api.running import RunningService
 
@@ -34,6 +35,12 @@ def service() -> Iterator[RunningService]:
 
 
 @pytest.fixture(scope="module")
+def folder(service: RunningService) -> Path:
+    """Where the service may make folders."""
+    return service.folder
+
+
+@pytest.fixture(scope="module")
 def client(service: RunningService) -> Iterator[httpx.Client]:
     transport = httpx.HTTPTransport(uds=str(service.socket))
     with httpx.Client(transport=transport, base_url="http://duovisord", timeout=ANSWER_S) as opened:
@@ -49,11 +56,16 @@ def client(service: RunningService) -> Iterator[httpx.Client]:
     phases=(Phase.explicit, Phase.generate),
     suppress_health_check=list(HealthCheck),
 )
-def test_no_request_breaks_the_service(case: schemathesis.Case[Any], client: httpx.Client) -> None:
+def test_no_request_breaks_the_service(
+    case: schemathesis.Case[Any], client: httpx.Client, folder: Path
+) -> None:
     """No 5xx, no hang, no reply that is not in the document, and no VM that cannot be read back."""
-    if case.path.startswith("/v1/vms/{name}") and zlib.crc32(str(case.path_parameters).encode()) % 2:
-        client.post("/v1/vms", json={"spec": {"name": TARGET}})  # one that is there; or was there already
-        case.path_parameters["name"] = TARGET
+    if zlib.crc32(str(case.path_parameters).encode()) % 2:
+        _aim(case, client)
+    if case.path == "/v1/pools" and isinstance(case.body, dict):
+        path = case.body.get("path")
+        if isinstance(path, str):
+            case.body["path"] = path.replace("/", f"{folder}/", 1)  # no folders elsewhere
     request = case.as_transport_kwargs(base_url="http://duovisord")
     response = client.send(client.build_request(**_for_httpx(request)), stream=True)
     with contextlib.closing(response):
@@ -65,6 +77,16 @@ def test_no_request_breaks_the_service(case: schemathesis.Case[Any], client: htt
     if case.method == "POST" and response.status_code == 201 and "record" in response.json():
         made = client.get(response.headers["location"])
         assert made.json() == response.json()
+
+
+def _aim(case: schemathesis.Case[Any], client: httpx.Client) -> None:
+    """At a VM or volume that is there; or was there already."""
+    if case.path.startswith("/v1/vms/{name}"):
+        client.post("/v1/vms", json={"spec": {"name": TARGET}})
+        case.path_parameters["name"] = TARGET
+    if case.path.startswith("/v1/volumes/{pool}"):
+        client.post("/v1/volumes", json={"name": TARGET, "size_bytes": 1 << 20, "format": "raw"})
+        case.path_parameters.update(pool="default", name=TARGET)
 
 
 def _for_httpx(request: dict[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,20 @@ def complete_image(ctx: click.Context, parameter: click.Parameter, incomplete: s
     return _complete("/v1/images", lambda item: str(item["name"]), incomplete)
 
 
+def complete_pool(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """The names of pools that begin like this."""
+    return _complete("/v1/pools", lambda item: str(item["name"]), incomplete)
+
+
+def complete_volume(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Volumes that begin like this; those of the pool default by name alone."""
+    return _complete(
+        "/v1/volumes",
+        lambda item: str(item["name"] if item["pool"] == "default" else f"{item['pool']}/{item['name']}"),
+        incomplete,
+    )
+
+
 def _complete(path: str, name_of: Callable[[dict[str, Any]], str], incomplete: str) -> list[str]:
     from duovisor.cli.connection import current_endpoint
     from duovisor.client.service import ServiceClient

@@ -22,6 +22,8 @@ COMMANDS = {
     "image": ("image", "Build, list and delete guest images."),
     "run": ("run", "Run a virtual machine in the foreground."),
     "vm": ("vm", "Define, run and watch virtual machines."),
+    "volume": ("volume", "Make, clone, upload and delete volumes, the disks of VMs."),
+    "pool": ("pool", "Make, list and forget pools, the folders of volumes."),
     "driver": ("driver", "List the drivers that run beside VMs."),
     "disk-key": ("disk_key", "Make keys for encrypted disks."),
     "operation": ("operation", "List, follow and cancel operations."),

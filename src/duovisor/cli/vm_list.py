@@ -152,10 +152,10 @@ def _describe_devices(devices: list[dict[str, Any]], drivers: list[dict[str, Any
 
 
 def _describe_disk(disk: dict[str, Any]) -> str:
-    traits = [disk["format"], *(["read only"] if disk["read_only"] else [])]
+    traits = ["volume" if disk["volume"] else disk["format"], *(["read only"] if disk["read_only"] else [])]
     traits += [f"serial {disk['serial']}"] if disk["serial"] else []
     traits += [f"driver {disk['driver']}"] if disk["driver"] != "block" else []
-    return f"{disk['path'] or 'no file'} ({', '.join(traits)})"
+    return f"{disk['volume'] or disk['path'] or 'no file'} ({', '.join(traits)})"
 
 
 def _describe_nic(nic: dict[str, Any]) -> str:

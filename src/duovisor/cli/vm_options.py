@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound="Callable[..., Any]")
 
+VOLUME = "volume="
+
 _OPTIONS = (
     click.option("--image", help="Boot this image (see `duovisor image list`)."),
     click.option("--name", help="Name of the VM; by default the image's."),
@@ -28,9 +30,9 @@ _OPTIONS = (
         "--disk",
         "disks",
         multiple=True,
-        metavar="PATH[,KEY=VALUE…]",
-        help="A disk; keys: format, cache, read_only, serial, queues, queue_size, driver, key_file, "
-        "sector_bytes. Repeatable.",
+        metavar="PATH|volume=NAME[,KEY=VALUE…]",
+        help="A disk: an image, or a volume; keys: format, cache, read_only, serial, queues, queue_size, "
+        "driver, key_file, sector_bytes. Repeatable.",
     ),
     click.option(
         "--nic",
@@ -119,9 +121,16 @@ def _shorten(value: Any) -> str:
 
 
 def parse_disk(text: str) -> dict[str, Any]:
-    """``PATH[,KEY=VALUE…]`` as a disk's document; a key alone means true. The path becomes absolute."""
+    """``PATH[,KEY=VALUE…]`` as a disk's document; a key alone means true. The path becomes absolute.
+
+    ``volume=[POOL/]NAME`` may stand in the path's place.
+    """
     path, *settings = text.split(",")
-    document: dict[str, Any] = {"path": str(Path(path).absolute()) if path else ""}
+    document: dict[str, Any]
+    if path.startswith(VOLUME):
+        document = {"volume": path.removeprefix(VOLUME)}
+    else:
+        document = {"path": str(Path(path).absolute()) if path else ""}
     for setting in settings:
         key, _, value = setting.partition("=")
         document[key] = value if value else True

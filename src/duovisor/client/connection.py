@@ -159,7 +159,14 @@ class Connection:
         return Reply(response.status, response.headers, content)
 
     def _open(self) -> http.client.HTTPConnection:
-        """Connect now, so that a failure to connect is known from a lost answer."""
+        self._http = self.open_another()
+        return self._http
+
+    def open_another(self) -> http.client.HTTPConnection:
+        """Connect now, so that a failure to connect is known from a lost answer; the caller closes it.
+
+        Raises ``ServiceUnreachableError``.
+        """
         endpoint = self.endpoint
         connection: http.client.HTTPConnection
         if endpoint.socket is not None:
@@ -173,7 +180,6 @@ class Connection:
         except OSError as error:
             raise describe_refusal(endpoint, error) from error
         connection.sock.settimeout(REPLY_TIMEOUT_S)
-        self._http = connection
         return connection
 
 

@@ -10,6 +10,7 @@
         ├── ServiceStopError         it cannot be ended
         ├── ConnectionLostError      the service went away in the middle of something
         ├── ReplyError               what answered does not speak this API
+        ├── TransferError            a file cannot be read, written, or is not what was sent
         └── ApiError                 the service refused or failed; has the code that the service gave
 """
 
@@ -62,6 +63,12 @@ class ReplyError(ClientError):
     """The answer is not one that this API gives."""
 
     code = "service-reply"
+
+
+class TransferError(ClientError):
+    """A file cannot be read or written, or what came is not what was sent."""
+
+    code = "transfer"
 
 
 class ApiError(ClientError):

@@ -13,6 +13,7 @@ from duovisor.client.events import SILENCE_S, open_events
 from duovisor.client.websocket import open_websocket
 
 if TYPE_CHECKING:
+    import http.client
     from collections.abc import Callable, Generator, Iterator, Mapping
 
     from duovisor.client.connection import Call, Reply
@@ -70,6 +71,10 @@ class ServiceClient:
 
         if self.endpoint.socket is not None:
             ensure_service(self.endpoint.socket)
+
+    def open_connection(self) -> http.client.HTTPConnection:
+        """A connection for one long request, which the caller closes. Raises ``ServiceUnreachableError``."""
+        return self._connection.open_another()
 
     def get(self, path: str, **query: Any) -> Any:
         """The document at a path."""

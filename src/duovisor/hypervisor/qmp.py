@@ -133,6 +133,10 @@ class Qmp:
         nodes = await self.execute("query-named-block-nodes", flat=True)
         return {str(node["node-name"]): int(node["image"]["virtual-size"]) for node in nodes}
 
+    async def block_resize(self, node: str, size_bytes: int) -> None:
+        """Make a block node larger, in its file too; the guest is told."""
+        await self.execute("block_resize", **{"node-name": node, "size": size_bytes})
+
     async def getfd(self, name: str, descriptor: int) -> None:
         """Give the VMM a copy of a descriptor of ours, which it knows by ``name`` until it uses it."""
         try:

@@ -298,6 +298,11 @@ class Vmm:
         """The size in bytes of each disk whose driver is in the VMM, by the disk's name."""
         return await self._qmp.query_node_sizes()
 
+    async def resize_disk(self, disk: str, size_bytes: int) -> None:
+        """Make a disk larger whose driver is in the VMM. Raises ``WrongStateError`` or ``QmpError``."""
+        self.lifecycle.require(LIVE, "resize a disk of")
+        await self._qmp.block_resize(disk, size_bytes)
+
     async def prepare_to_move(self) -> None:
         """Have the VMM ready to save or load its devices' state; its guest does not notice.
 

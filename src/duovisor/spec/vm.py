@@ -24,6 +24,7 @@ MAX_DISKS = 12  # PCI slots 0x10 to 0x1b of the root bus, see hypervisor/qemu/pc
 MAX_NICS = 8  # PCI slots 0x08 to 0x0f
 MAX_DEVICES = 5  # PCI slots 0x03 to 0x07
 ENTROPY_DRIVER = "rng"
+DEFAULT_POOL = "default"
 BLOCK_DRIVER, ENCRYPTED_DRIVER = "block", "encrypted"
 DRIVER_SUFFIX = ".py"
 QUEUE_SIZE_MAX = 1024  # VIRTQUEUE_MAX_SIZE in QEMU's include/hw/virtio/virtio.h
@@ -101,6 +102,14 @@ def check_name(name: str) -> str:
             f"{name!r} is not a name: letters, digits, '-', '_' and '.' only, a letter or digit at both ends"
         )
     return name
+
+
+def check_volume(text: str) -> str:
+    """Return a volume as ``POOL/NAME``; a name alone is in the pool ``default``. Raises ``ValueError``."""
+    pool, slash, name = text.partition("/")
+    if not slash:
+        pool, name = DEFAULT_POOL, text
+    return f"{check_name(pool)}/{check_name(name)}"
 
 
 def _check_mac(mac: str) -> str:
@@ -202,8 +211,9 @@ class KernelSpec(SpecModel):
 
 
 class DiskSpec(SpecModel):
-    """A disk: one image file or block device, seen by the guest as a virtio block device.
+    """A disk: an image file, block device or volume of a pool, seen by the guest as a virtio block device.
 
+    A ``volume`` (``POOL/NAME``) takes the place of ``path`` and ``format``, which are found at each start.
     Microkernelized design: ``on_driver_failure`` is what happens when its drivers keep dying; one that
     completes no request of a waiting guest for ``driver_hang_s`` seconds is replaced (0: never).
 
@@ -212,6 +222,7 @@ class DiskSpec(SpecModel):
     """
 
     path: Text = ""
+    volume: Annotated[str, AfterValidator(check_volume)] | None = None
     driver: DiskDriverName = BLOCK_DRIVER
     key_file: Annotated[Text, StringConstraints(min_length=1)] | None = None
     sector_bytes: Annotated[int, AfterValidator(_check_sector)] = 512
@@ -235,8 +246,10 @@ class DiskSpec(SpecModel):
     @model_validator(mode="after")
     def _check_own_driver(self) -> DiskSpec:
         own = self.driver_file is not None
-        if not self.path and not own:
-            raise ValueError("path is missing: name the disk's image file or block device")
+        if not self.path and not own and self.volume is None:
+            raise ValueError("path is missing: name the disk's image file or block device, or a volume")
+        if self.volume is not None and not self.path and self.format is not DiskFormat.RAW:
+            raise ValueError(f"volume {self.volume} has a format of its own; leave format out")
         if self.options and not own:
             raise ValueError(f"driver {self.driver} takes no options")
         if self.driver != BLOCK_DRIVER and self.format is not DiskFormat.RAW:
@@ -376,8 +389,14 @@ class VirtualMachineSpec(SpecModel):
             raise ValueError("firmware direct-kernel needs a kernel: add kernel.path")
         if self.firmware is not Firmware.DIRECT_KERNEL and self.kernel is not None:
             raise ValueError(f"a kernel is loaded only with firmware direct-kernel, not {self.firmware}")
-        writable = [disk.path for disk in self.disks if disk.path and not disk.read_only]
-        for path in writable:
-            if [disk.path for disk in self.disks].count(path) > 1:
-                raise ValueError(f"{path!r} is given for two disks and one of them writes to it")
+        places = [disk.volume or disk.path for disk in self.disks]
+        for place, disk in zip(places, self.disks, strict=True):
+            if place and not disk.read_only and places.count(place) > 1:
+                raise ValueError(f"{place!r} is given for two disks and one of them writes to it")
         return self
+
+    def without_places(self) -> VirtualMachineSpec:
+        """The same with its volumes by name alone, as a definition has them."""
+        found = {"path": "", "format": DiskFormat.RAW}
+        disks = tuple(disk.model_copy(update=found) if disk.volume else disk for disk in self.disks)
+        return self.model_copy(update={"disks": disks})

@@ -28,8 +28,10 @@ from duovisor.controlling.service.routes import (
     host,
     images,
     operations,
+    pools,
     tokens,
     vms,
+    volumes,
 )
 from duovisor.controlling.service.routes import (
     service as service_routes,
@@ -48,7 +50,7 @@ DESCRIPTION = (
     "Virtual machines of one host in both hypervisor designs. "
     "What may take a second answers 202 with an operation; changes need If-Match."
 )
-ROUTERS = (vms, console, images, host, operations, events, tokens, drivers, service_routes)
+ROUTERS = (vms, console, pools, volumes, images, host, operations, events, tokens, drivers, service_routes)
 
 _log = logging.getLogger(__name__)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from duovisor.controlling.service.manager import VmManager
     from duovisor.controlling.service.operations import Operations
     from duovisor.controlling.service.tokens import Tokens
+    from duovisor.controlling.storage.storage import Storage
     from duovisor.controlling.vms.records import RecoveryReport
     from duovisor.directories import Directories
 
@@ -28,6 +29,7 @@ class Service:
     """The parts of a running service; ``stopping`` ends the streams that would never end by themselves."""
 
     manager: VmManager
+    storage: Storage
     events: EventLog
     operations: Operations
     tokens: Tokens

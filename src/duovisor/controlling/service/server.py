@@ -33,9 +33,12 @@ from duovisor.controlling.service.sockets import (
     open_unix_socket,
 )
 from duovisor.controlling.service.tokens import Tokens, utc_now
+from duovisor.controlling.storage.lending import Lender
+from duovisor.controlling.storage.storage import Storage
 from duovisor.controlling.store.interface import Store
 from duovisor.controlling.store.sqlite import open_sqlite_store
 from duovisor.controlling.vms.records import EventKind, RecoveryReport, VmEvent
+from duovisor.controlling.vms.volumes import Lend
 from duovisor.directories import Directories
 
 if TYPE_CHECKING:
@@ -47,7 +50,7 @@ STORE_FILE = "store.sqlite"
 OPERATIONS_GRACE_S = 5.0
 
 Emit = Callable[[VmEvent], None]
-MakeManager = Callable[[Store, Directories, Emit], VmManager]
+MakeManager = Callable[[Store, Directories, Emit, Lend], VmManager]
 
 # who asked for these is known only to the API, which notes them itself
 _NOTED_BY_THE_API = frozenset({EventKind.CREATED, EventKind.UPDATED, EventKind.RENAMED, EventKind.DELETED})
@@ -110,15 +113,21 @@ async def open_service(
         await tokens.open()
         operations = Operations(store, events, kept=config.history.operations)
         interrupted = await operations.open()
-        manager = make_manager(store, directories, lambda event: note(events, event))
+        storage = Storage(store, directories)
+        settled = await storage.recover()
+        lend = Lender(storage).lend
+        manager = make_manager(store, directories, lambda event: note(events, event), lend)
         await manager.open()
         stack.push_async_callback(manager.close)
         recovery = await manager.recover()
         who = service_identity().name
         stack.callback(events.emit, who, "service.stop", "service", message="VMs run on")
         events.emit(who, "service.start", "service", message=describe_start(recovery, interrupted))
+        if any(settled):
+            events.emit(who, "storage.recover", "storage", message=str(settled))
         yield Service(
             manager=manager,
+            storage=storage,
             events=events,
             operations=operations,
             tokens=tokens,

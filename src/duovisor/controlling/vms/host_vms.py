@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from duovisor.controlling.vms.runs import Runs
     from duovisor.directories import Directories
     from duovisor.hardware.capabilities import HostCapabilities
-    from duovisor.spec.vm import Design
+    from duovisor.spec.vm import Design, VirtualMachineSpec
 
 
 class HostVms:
@@ -56,6 +56,11 @@ class HostVms:
         """Where a VM's console output is kept, through all its runs."""
         return self.console_logs / f"{uuid}.log"
 
+    @property
+    def active(self) -> tuple[ActiveVm, ...]:
+        """All that have a machine."""
+        return tuple(self._active.values())
+
     def find(self, uuid: str) -> ActiveVm | None:
         """A VM that has a machine."""
         return self._active.get(uuid)
@@ -64,13 +69,16 @@ class HostVms:
         """A VM that has a machine; its name cannot change meanwhile."""
         return next((vm for vm in self._active.values() if vm.name == name), None)
 
-    async def start(self, record: VmRecord, capabilities: HostCapabilities) -> None:
-        """Start a VM that has no machine; on failure or cancellation, nothing of it stays on the host."""
+    async def start(self, record: VmRecord, spec: VirtualMachineSpec, capabilities: HostCapabilities) -> None:
+        """Start a VM that has no machine; on failure or cancellation, nothing of it stays on the host.
+
+        ``spec`` is its specification with the places of its volumes.
+        """
         run = self._runs.of(record.uuid, record.name).changed(name=record.name)
         await self._runs.write(run.changed(intent=Intent.START))
         try:
             machine = await Machine.start(
-                record.spec,
+                spec,
                 capabilities,
                 self._directories,
                 self._factories,

@@ -30,6 +30,7 @@ from duovisor.controlling.vms.records import (
 from duovisor.controlling.vms.recovery import Recovery
 from duovisor.controlling.vms.runs import Runs
 from duovisor.controlling.vms.status import build_active_status, build_resting_status
+from duovisor.controlling.vms.volumes import check_places, find_disk, grow_disk, lend_none
 from duovisor.hardware.capabilities import read_capabilities
 from duovisor.hypervisor.errors import VmmGoneError, WrongStateError
 from duovisor.hypervisor.lifecycle import State
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from duovisor.controlling.supervision.records import Replacement
     from duovisor.controlling.vms.active import ActiveVm
     from duovisor.controlling.vms.records import Autostart, MoveResult, Progress, RecoveryReport, VmRecord
+    from duovisor.controlling.vms.volumes import Lend
     from duovisor.directories import Directories
     from duovisor.hardware.capabilities import HostCapabilities
     from duovisor.spec.vm import Design, VirtualMachineSpec
@@ -56,7 +58,8 @@ STARTS_PER_CPU = 4  # a start mostly waits for its VMM
 class VmManager:
     """Manages the VMs of one host; one per state folder, whose store it is given.
 
-    ``emit`` is told of everything that happens to a VM; ``capabilities`` reads what the host can (it may
+    ``emit`` is told of everything that happens to a VM; ``lend`` finds the volumes of one that starts, and
+    may raise what it likes; ``capabilities`` reads what the host can (it may
     block for a second). Every method raises ``DuovisorError``; a name may lead to ``VmNotFoundError``, an
     action to ``BusyError`` or ``WrongStateError``.
     """
@@ -66,12 +69,14 @@ class VmManager:
         store: Store,
         directories: Directories,
         emit: Callable[[VmEvent], None],
+        lend: Lend = lend_none,
         *,
         capabilities: Callable[[], HostCapabilities] | None = None,
     ) -> None:
         self._store = store
         self._directories = directories
         self._emit = emit
+        self._lend = lend
         self._capabilities = capabilities or (lambda: read_capabilities(directories.cache))
         self._boot_id = read_boot_id()
         self._definitions = Definitions(store)
@@ -116,6 +121,7 @@ class VmManager:
 
     async def create(self, spec: VirtualMachineSpec, autostart: Autostart) -> VmView:
         """Define a VM. Raises ``VmNameInUseError``."""
+        check_places(spec)
         record = await self._definitions.create(spec, autostart)
         self._tell(EventKind.CREATED, record.name, record.uuid)
         return self._view(record)
@@ -131,6 +137,7 @@ class VmManager:
             raise VmChangeError(
                 f"the specification names {spec.name!r}, not {name!r}", remedy="rename the VM"
             )
+        check_places(spec)
         with self._exclusive(name, "update"):
             seen = await self._definitions.get(name)
             record = await self._definitions.update(seen, spec, autostart, if_revision)
@@ -170,7 +177,8 @@ class VmManager:
                 progress(10, "looking at the host")
                 capabilities = await asyncio.to_thread(self._capabilities)
                 progress(30, "starting the processes")
-                await self._host.start(record, capabilities)
+                async with self._lend(record.spec) as spec:
+                    await self._host.start(record, spec, capabilities)
         progress(100, "running")
 
     async def shutdown(
@@ -256,6 +264,12 @@ class VmManager:
             vm = await self._require_active(name, action)
             capabilities = await asyncio.to_thread(self._capabilities)
             return await self._moves.update(vm, capabilities, progress)
+
+    async def resize_volume(self, volume: str, size_bytes: int) -> None:
+        """Make a volume larger under the running VM that writes to it. Raises ``WrongStateError``."""
+        vm, disk = find_disk(self._host.active, volume)
+        with self._exclusive(vm.name, "resize a disk of"):
+            await grow_disk(vm, disk, size_bytes)
 
     async def replace_driver(self, name: str, device: str, *, latest: bool) -> Replacement:
         """Replace the driver of a device by a new process, ``latest``: with the code that is on disk now.

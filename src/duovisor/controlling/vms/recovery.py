@@ -129,7 +129,7 @@ class Recovery:
         """A VM that runs and is not in the store, which may be an older copy, comes back to it."""
         record = await self._definitions.find(left.spec.name)
         if record is None:
-            await self._definitions.create(left.spec, Autostart(), uuid=left.uuid)
+            await self._definitions.create(left.spec.without_places(), Autostart(), uuid=left.uuid)
             self._found["problems"].append(f"{left.spec.name} ran and was not defined; it is again")
         elif record.uuid != left.uuid:
             raise ControllingError("a VM of this name runs, and another one is defined; it was left alone")

@@ -43,7 +43,7 @@ def build_active_status(machine: Machine, run: RunDocument, record: VmRecord, ac
         drivers=tuple(device.describe() for device in machine.devices.values()),
         faults=run.faults,
         action=action,
-        restart_needed=description.spec != record.spec,
+        restart_needed=description.spec.without_places() != record.spec,
     )
 
 

@@ -1,0 +1,58 @@
+"""What the manager needs of whoever has the volumes: a specification whose volumes are found and held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING
+
+from duovisor.controlling.errors import DiskFileError
+from duovisor.hypervisor.errors import WrongStateError
+from duovisor.hypervisor.qemu.disks import disk_socket
+from duovisor.spec.vm import Design, VirtualMachineSpec
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
+    from duovisor.controlling.vms.active import ActiveVm
+
+Lend = Callable[[VirtualMachineSpec], AbstractAsyncContextManager[VirtualMachineSpec]]
+
+
+@asynccontextmanager
+async def lend_none(spec: VirtualMachineSpec) -> AsyncIterator[VirtualMachineSpec]:
+    """Where there are no volumes. Raises ``DiskFileError`` for a disk that names one."""
+    for disk in spec.disks:
+        if disk.volume is not None:
+            raise DiskFileError(f"there is no volume {disk.volume} here")
+    yield spec
+
+
+def check_places(spec: VirtualMachineSpec) -> None:
+    """Raises ``DiskFileError`` for a definition with the path of a volume, which each start finds anew."""
+    for disk in spec.disks:
+        if disk.volume is not None and disk.path:
+            raise DiskFileError(
+                f"a disk has both the volume {disk.volume} and the path {disk.path}", remedy="leave path out"
+            )
+
+
+def find_disk(active: Iterable[ActiveVm], volume: str) -> tuple[ActiveVm, str]:
+    """The running VM that writes to a volume, and its disk's name; pure. Raises ``WrongStateError``."""
+    for vm in active:
+        for index, disk in enumerate(vm.machine.spec.disks):
+            if disk.volume == volume and not disk.read_only:
+                return vm, disk_socket(index)
+    raise WrongStateError(
+        f"volume {volume} is in use, and not by a VM that names it", remedy="`fuser -v FILE` names the user"
+    )
+
+
+async def grow_disk(vm: ActiveVm, disk: str, size_bytes: int) -> None:
+    """Make a running VM's disk larger, and its guest see it. Raises ``WrongStateError`` or ``QmpError``."""
+    if vm.machine.spec.design is not Design.MONOLITHIC:
+        raise WrongStateError(
+            f"cannot resize {disk} of {vm.name} while it runs: its driver serves the size that it began with",
+            remedy=f"duovisor vm shutdown {vm.name}; or vm switch --design monolithic first",
+        )
+    await vm.machine.vmm.resize_disk(disk, size_bytes)
