@@ -259,6 +259,7 @@ class Rings:
             raise ProtocolError(f"queue {ring.queue.index} has no addresses")
         ring.queue.start(ring.size, ring.address, self.features, ring.base, region)
         ring.queue.set_log(self._log, self.features)
+        ring.queue.log_used_ring()
         self._events.queue_started(ring)
 
     def _make_own_log(self, ring: Ring) -> QueueInflight | None:

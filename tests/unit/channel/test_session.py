@@ -17,6 +17,7 @@ from duovisor.channel.connection import Connection, Message
 from duovisor.channel.errors import ChannelError, ProtocolError
 from duovisor.channel.messages import Request
 from duovisor.channel.session import Session
+from duovisor.channel.virtqueue import VRING_FLAG_LOG
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,6 +103,22 @@ def test_a_queue_starts_when_all_is_known(peer: Peer) -> None:
     peer.send(Request.GET_VRING_BASE, m.build_vring_state(0, 0))
     assert peer.events.started == 0
     assert m.parse_vring_state(peer.answer().payload) == (0, 0)
+
+
+def test_the_used_ring_is_marked_when_a_queue_starts(peer: Peer) -> None:
+    """The last back end may have died between storing to it and marking it."""
+    log = memory_file()
+    peer.send(Request.SET_LOG_BASE, m.build_log(8, 0), os.dup(log))
+    peer.set_up()
+    peer.send(Request.GET_VRING_BASE, m.build_vring_state(0, 0))
+    peer.send(Request.SET_FEATURES, m.build_u64(bits.VERSION_1 | bits.PROTOCOL_FEATURES | bits.LOG_ALL))
+    logged = m.VringAddress(0, VRING_FLAG_LOG, USER, USER + 0x200, USER + 0x100, 0x3100)
+    peer.send(Request.SET_VRING_ADDR, m.build_vring_address(logged))
+    assert os.pread(log, 8, 0) == bytes(8)
+    peer.send(Request.SET_VRING_KICK, m.build_u64(0), os.eventfd(0))
+    assert peer.events.started == 1
+    assert os.pread(log, 8, 0) == (1 << 3).to_bytes(8, "little")
+    os.close(log)
 
 
 def test_disabling_stops_and_enabling_starts_again(peer: Peer) -> None:

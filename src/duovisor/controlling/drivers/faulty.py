@@ -7,6 +7,7 @@ The descriptor ``faults`` is a file that holds a JSON object: ::
     poison         a request that begins at this sector ends every driver that meets it
     crash_at       every driver ends at its so many-th request; hang_at: hangs there
     torn           of a write that ends the driver, the first half was done
+    forget_dirty   nothing that is written to the guest's memory is marked in the dirty log
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ CRASH_STATUS = 66
 class Faults:
     """What goes wrong, and when; see above."""
 
-    __slots__ = ("crash_at", "error_rate", "error_sectors", "hang_at", "latency_ms", "poison", "torn")
+    __slots__ = (
+        "crash_at", "error_rate", "error_sectors", "forget_dirty", "hang_at", "latency_ms", "poison", "torn",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -50,6 +53,7 @@ class Faults:
         crash_at: int = 0,
         hang_at: int = 0,
         torn: bool = False,
+        forget_dirty: bool = False,
     ) -> None:
         self.latency_ms = latency_ms
         self.error_sectors = frozenset(error_sectors)
@@ -58,6 +62,7 @@ class Faults:
         self.crash_at = crash_at
         self.hang_at = hang_at
         self.torn = torn
+        self.forget_dirty = forget_dirty
 
 
 class FaultyDevice(ImageDevice):
@@ -71,6 +76,8 @@ class FaultyDevice(ImageDevice):
 
     def handle(self, queue: Virtqueue, chains: list[Chain]) -> None:
         """Do each request in turn, with what goes wrong."""
+        if self._faults.forget_dirty:
+            queue.set_log(None, 0)  # again each time: a front end may have begun another migration
         for chain in chains:
             reframe(chain)
             kind, _, sector = layout.REQUEST_HEADER.unpack_from(chain.readable[0])
