@@ -200,7 +200,7 @@ class Virtqueue:
         """Mark each head in flight, add its chain to ``popped``, then read and check its descriptors.
 
         Three buffers in one indirect table make a ``Frame``, which is kept: a guest uses its buffers again.
-        One writable buffer alone, as network cards get them by the hundred, is read here.
+        One buffer alone, as network cards get them by the hundred, is read here.
         Every other chain is read by ``_load``, from a copy of its own.
         """
         chains, states, counters = self._chains, self._inflight_states, self._inflight_counters
@@ -228,13 +228,16 @@ class Virtqueue:
             descriptor = read_descriptor(table, chain.table_place)
             address, length, flags, _ = descriptor
             place = address - origin
-            if flags == WRITE:
+            if flags == WRITE or not flags:
                 end = place + length
-                if place >= 0 and place < end <= limit:
-                    chain.descriptors = descriptor
+                if place < 0 or end > limit or not length:
+                    self._load(chain)
+                    continue
+                chain.descriptors = descriptor
+                if flags:
                     chain.set_buffers([], [view[place:end]])
                 else:
-                    self._load(chain)
+                    chain.set_buffers([view[place:end]], [])
                 continue
             if length != _FRAME_BYTES or flags != INDIRECT or place < 0 or place > table_limit:
                 self._load(chain)
@@ -245,7 +248,7 @@ class Virtqueue:
                 flat = _THREE(key)
                 frame = find_frame(flat, view, origin)
                 if frame is None:
-                    self._load_table(chain, flat)
+                    self._load_flat(chain, flat)
                     continue
                 if len(frames) >= _FRAMES_MAX:
                     frames.clear()
@@ -264,19 +267,23 @@ class Virtqueue:
         return chains
 
     def _load(self, chain: Chain) -> None:
-        """Read the descriptors of a chain and map its buffers.
+        """Read the descriptors of a chain and map its buffers; one indirect table in one piece here."""
+        memory = self._memory
+        address, length, flags = _HEAD(self._table, chain.table_place)
+        offset = address - memory.main_start
+        if flags != INDIRECT or not self._indirect or offset < 0 or offset + length > memory.main_size:
+            self._load_any(chain)
+            return
+        self._load_flat(chain, table_unpacker(length)(memory.main_view, offset))
 
-        One indirect table in order and inside the largest memory region is handled here; any other form, and
-        every malformed one, by ``_load_any`` from the same copy.
+    def _load_flat(self, chain: Chain, flat: tuple[int, ...]) -> None:
+        """Map the buffers of an indirect table, of which ``flat`` is our copy.
+
+        In order and inside the largest memory region they are mapped here; any other form, and every
+        malformed one, is ``_load_table``'s.
         """
         memory = self._memory
         view, start, limit = memory.main_view, memory.main_start, memory.main_size
-        address, length, flags = _HEAD(self._table, chain.table_place)
-        offset = address - start
-        if flags != INDIRECT or not self._indirect or offset < 0 or offset + length > limit:
-            self._load_any(chain)
-            return
-        flat = table_unpacker(length)(view, offset)
         if sum(flat[1::4]) > MAX_CHAIN_BYTES:
             self._load_table(chain, flat)
             return
@@ -468,11 +475,6 @@ class Virtqueue:
             self._used_halves[0] = USED_NO_NOTIFY
 
     # Logging, during a live migration only
-
-    def log_used_ring(self) -> None:
-        """Mark the used ring: the last back end may have died between storing to it and marking it."""
-        if self._log is not None:
-            self._mark_used_ring(self._log)
 
     def _mark_written(self, chain: Chain, log: DirtyLog) -> None:
         entries = iter(chain.descriptors)

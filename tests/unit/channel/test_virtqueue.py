@@ -105,6 +105,9 @@ def test_a_chain_may_end_in_an_indirect_table(guest: Guest) -> None:
 
 
 HOSTILE_RINGS = {
+    "empty writable buffer": [descriptor(DATA, 0, WRITE)],
+    "writable buffer that begins below": [descriptor(GUEST - 1, 2, WRITE)],
+    "writable buffer that ends above": [descriptor(GUEST + MEMORY_BYTES - 1, 2, WRITE)],
     "loop of one": [descriptor(DATA, 1, NEXT, 0)],
     "loop of two": [descriptor(DATA, 1, NEXT, 1), descriptor(DATA, 1, NEXT, 0)],
     "loop of all": [descriptor(DATA, 1, NEXT, (index + 1) % 8) for index in range(8)],
@@ -451,6 +454,33 @@ def test_a_frame_must_be_inside_its_memory(guest: Guest, out: int) -> None:
     guest.make_available(0)
     with pytest.raises(QueueError, match="not in the guest's memory"):
         queue.pop()
+
+
+@pytest.mark.parametrize("flags", [0, WRITE])
+@pytest.mark.parametrize("place", [BUFFERS, MEMORY_BYTES - 4], ids=["inside", "at the end"])
+def test_a_lone_buffer_may_have_any_link(guest: Guest, flags: int, place: int) -> None:
+    queue = guest.start_device()
+    guest.view[place : place + 4] = b"lone"
+    put(guest, 0, descriptor(GUEST + place, 4, flags, 0xFFFF))
+    guest.make_available(0)
+    (chain,) = queue.pop()
+    full, empty = (chain.writable, chain.readable) if flags else (chain.readable, chain.writable)
+    assert ([bytes(piece) for piece in full], empty) == ([b"lone"], [])
+    queue.complete(chain, 4 if flags else 0)
+
+
+@pytest.mark.parametrize("features", [0, RING_INDIRECT_DESC])
+def test_three_readable_buffers_are_no_frame(features: int) -> None:
+    """A long TCP segment of Linux: the headers, and two pieces of what a program sends."""
+    guest = Guest(features=features)
+    queue = guest.start_device()
+    guest.view[BUFFERS : BUFFERS + 9] = b"onetwo333"
+    table = (DATA + 256, guest.view[BUFFERS + 256 : BUFFERS + 512])
+    guest.front.submit(guest.front.prepare([(DATA, 3), (DATA + 3, 3), (DATA + 6, 3)], [], table))
+    (chain,) = queue.pop()
+    assert [bytes(piece) for piece in chain.readable] == [b"one", b"two", b"333"]
+    assert (chain.frame, chain.writable) == (None, [])
+    guest.close()
 
 
 def test_only_so_many_frames_are_kept(guest: Guest) -> None:
