@@ -42,8 +42,10 @@ from bench.network_streams import Streams, build_ping, parse_pings, parse_stream
 from tests.networks import HOST, enter_network, why_no_namespace
 
 from duovisor.controlling.images.errors import GuestTimeoutError
+from duovisor.controlling.images.probe import build_probe_image
 from duovisor.controlling.images.tools_disk import build_program_disk
 from duovisor.controlling.supervision.records import DeviceState
+from duovisor.directories import find_directories
 from duovisor.spec.vm import Design
 
 if TYPE_CHECKING:
@@ -226,6 +228,7 @@ def main() -> None:
         raise SystemExit(reason)
     if options.mib and find_sshd() is None:
         raise SystemExit("scp needs an sshd: apt-get install openssh-server, or --mib 0")
+    build_probe_image(find_directories(), print)  # while there is a network to fetch it from
     load = Load(options.kill_every, options.seconds, options.mib, options.pings)
     with tempfile.TemporaryDirectory(prefix="duovisor-bench-") as folder, enter_network():
         document = asyncio.run(run_campaign(load, Path(folder)))

@@ -30,7 +30,9 @@ if not __package__:  # run as a script
 from bench.network_guest import CARD, Guest, boot_guest
 from tests.networks import HOST, enter_network, why_no_namespace
 
+from duovisor.controlling.images.probe import build_probe_image
 from duovisor.controlling.images.tools_disk import build_program_disk
+from duovisor.directories import find_directories
 from duovisor.spec.vm import Design
 
 if TYPE_CHECKING:
@@ -159,6 +161,7 @@ def main() -> None:
     options = parser.parse_args()
     if reason := why_no_namespace():
         raise SystemExit(reason)
+    build_probe_image(find_directories(), print)  # while there is a network to fetch it from
     with tempfile.TemporaryDirectory(prefix="duovisor-bench-") as folder, enter_network():
         programs = Path(folder) / "programs.raw"
         build_program_disk(programs, Path(folder), "iperf3", label="programs")

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.vm
 BENCH = Path(__file__).parents[2] / "bench/kill_network.py"
 
 
+@pytest.mark.usefixtures("probe_image")
 def test_no_stream_breaks(folders: Directories) -> None:
     if reason := why_no_namespace():
         pytest.skip(reason)
@@ -28,7 +29,7 @@ def test_no_stream_breaks(folders: Directories) -> None:
         pytest.skip("needs iperf3")
     figures = folders.state / "figures.json"
     words = ["--seconds", "2", "--pings", "100", "--mib", "4" if find_sshd() else "0"]
-    places = {"DUOVISOR_STATE_DIR": str(folders.state), "DUOVISOR_RUNTIME_DIR": str(folders.runtime)}
+    places = {"DUOVISOR_RUNTIME_DIR": str(folders.runtime)}
     done = subprocess.run(
         [sys.executable, str(BENCH), *words, "--json", str(figures)], env=os.environ | places,
         capture_output=True, text=True, check=False, timeout=600,
