@@ -476,6 +476,11 @@ class Virtqueue:
 
     # Logging, during a live migration only
 
+    def log_used_ring(self) -> None:
+        """Mark the used ring: the last back end may have died between storing to it and marking it."""
+        if self._log is not None:
+            self._mark_used_ring(self._log)
+
     def _mark_written(self, chain: Chain, log: DirtyLog) -> None:
         entries = iter(chain.descriptors)
         for address, length, flags, _ in zip(entries, entries, entries, entries, strict=True):
