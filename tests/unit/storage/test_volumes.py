@@ -112,6 +112,14 @@ async def test_a_linked_clone_keeps_its_base_as_it_is(
     assert host.files == []
 
 
+async def test_a_linked_clone_grows_and_its_base_does_not(host: Host, storage: Storage) -> None:
+    await host.upload("base", CONTENT)
+    await storage.clone(ref("base"), ref("a"), linked=True)
+    await storage.resize(ref("a"), 2 * SIZE_BYTES, refuse_online)
+    assert read_image(host.folder / "a.qcow2", "qcow2") == CONTENT + bytes(SIZE_BYTES)
+    assert (host.folder / "base.raw").read_bytes() == CONTENT
+
+
 async def test_a_full_clone_of_a_chain_stands_alone(host: Host, storage: Storage) -> None:
     await host.upload("base", CONTENT)
     await storage.clone(ref("base"), ref("linked"), linked=True)

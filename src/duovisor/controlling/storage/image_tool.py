@@ -60,8 +60,11 @@ class ImageTool:
         await self._run(("create", "-q", "-f", "qcow2", *below, TARGET, str(size_bytes)), target=target)
 
     async def resize(self, target: Path, driver: str, size_bytes: int) -> None:
-        """Make an image larger."""
-        await self._run(("resize", "-q", "-f", driver, TARGET, str(size_bytes)), target=target)
+        """Make an image larger; what is below it is not looked at, as it is never larger than the image."""
+        node: dict[str, Any] = {"driver": driver, "file": {"driver": "file", "filename": TARGET}}
+        if driver in HAVE_BACKING:
+            node["backing"] = None
+        await self._run(("resize", "-q", f"json:{json.dumps(node)}", str(size_bytes)), target=target)
 
     async def read_size(self, chain: Sequence[Source]) -> int:
         """What a guest would see of an image, in bytes. Raises ``VolumeContentError``."""
