@@ -11,12 +11,12 @@ from __future__ import annotations
 import re
 import shlex
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from bench.driver_pauses import Clock, Read, parse_latency_log
 
 if TYPE_CHECKING:
-    from duovisor.controlling.images.probe_client import ProbeClient
+    from duovisor.controlling.images.probe_client import ProbeResult
 
 LOAD_MIB = 32
 READER_MIB = 64
@@ -60,19 +60,28 @@ class Verdict(NamedTuple):
     complaints: str
 
 
+class Commands(Protocol):
+    """Where a command is run in the guest, as ``ProbeClient`` does."""
+
+    async def run(self, command: str, timeout_s: float) -> ProbeResult: ...
+
+
 class GuestLoad:
     """The two fio in one guest; ``start``, then ``stop``, then ``judge``."""
 
-    def __init__(self, guest: ProbeClient, device: str, *, depth: int, seed: int) -> None:
+    def __init__(
+        self, guest: Commands, device: str, *, depth: int, seed: int, writes_per_s: int | None = None
+    ) -> None:
         self._guest = guest
         self._device = device
         self._depth = depth
         self._seed = seed
+        self._writes_per_s = writes_per_s
         self.clock = Clock()
 
     async def start(self) -> None:
         """Start both; the load's first round begins."""
-        load = shlex.join(build_load_command(self._device, self._depth))
+        load = shlex.join(build_load_command(self._device, self._depth, self._writes_per_s))
         reader = shlex.join(build_reader_command(self._device))
         script = _LOAD.format(seed=self._seed, load=load, bad_block=BAD_BLOCK)
         await self._run("fio --version")  # mounts the tools disk
@@ -127,13 +136,17 @@ class GuestLoad:
         return done.output.decode(errors="replace")
 
 
-def build_load_command(device: str, depth: int) -> list[str]:
-    """fio that writes ``LOAD_MIB`` in random order with checksums, flushes now and then, and verifies all."""
+def build_load_command(device: str, depth: int, writes_per_s: int | None = None) -> list[str]:
+    """fio that writes ``LOAD_MIB`` in random order with checksums, flushes now and then, and verifies all.
+
+    Without ``writes_per_s`` as fast as it goes.
+    """
+    pace = [] if writes_per_s is None else [f"--rate_iops={writes_per_s}"]
     return [
         "fio", "--name=load", f"--filename={device}", "--direct=1", "--ioengine=libaio", "--thread",
         "--rw=randwrite", "--bs=4k", f"--iodepth={depth}", f"--size={LOAD_MIB}m",
         "--verify=crc32c", "--do_verify=1", "--verify_backlog=1024", "--continue_on_error=verify",
-        "--fdatasync=512",
+        "--fdatasync=512", *pace,
     ]  # fmt: skip
 
 
