@@ -43,6 +43,7 @@ class Qmp:
         self._client.register_listener(self._listener)
         self._migration = EventListener("MIGRATION")
         self._client.register_listener(self._migration)
+        self.migration_active_at = 0.0  # seconds since 1970, when it had made ready
 
     @property
     def version(self) -> str:
@@ -189,7 +190,11 @@ class Qmp:
             await asyncio.wait({told, closed}, return_when=asyncio.FIRST_COMPLETED)
             if not told.done():
                 raise VmmGoneError(f"{self.name}: the VMM ended in the middle of a migration")
-            return str(_read_event(told.result())[1].get("status", ""))
+            message = told.result()
+            status = str(_read_event(message)[1].get("status", ""))
+            if status == "active":
+                self.migration_active_at = _read_time(message)
+            return status
         finally:
             told.cancel()
             closed.cancel()
@@ -215,3 +220,9 @@ def format_version(version: Mapping[str, Any]) -> str:
 def _read_event(message: Message) -> tuple[str, dict[str, Any]]:
     data = message.get("data")
     return str(message["event"]), data if isinstance(data, dict) else {}
+
+
+def _read_time(message: Message) -> float:
+    """When the VMM sent an event, in seconds since 1970."""
+    told = message.get("timestamp")
+    return float(told["seconds"] + told["microseconds"] / 1e6) if isinstance(told, dict) else 0.0

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import time
 from typing import TYPE_CHECKING, Any
 
 from duovisor import process
@@ -68,6 +69,8 @@ class Vmm:
         self._listeners: dict[str, socket.socket] = {}
         self._follower: asyncio.Task[None] | None = None
         self._killed = False
+        self.ran_on_s = 0.0
+        self._waiting: handover.Waiting | None = None
 
     @property
     def state(self) -> State:
@@ -311,17 +314,29 @@ class Vmm:
         await handover.prepare(self._qmp)
 
     async def save_state(self) -> bytes:
-        """The state of a paused machine's devices; the VMM has let go of its images then.
+        """The state of a running machine's devices; it stands still then, its VMM has let go of its images.
 
-        ``resume`` lets it go on, also after a failure. Raises as ``prepare_to_move``.
+        ``ran_on_s`` tells for how long it ran on before it was stopped, while its VMM made ready. ``go_on``
+        lets it go on, also after a failure. Raises ``WrongStateError``, and as ``prepare_to_move``.
         """
-        self.lifecycle.require({State.PAUSED}, "save the state of")
-        return await handover.save(self._qmp)
+        self.lifecycle.require({State.RUNNING}, "save the state of")
+        ordered_at = time.time()
+        stream = await handover.save(self._qmp)
+        self.ran_on_s = max(0.0, self._qmp.migration_active_at - ordered_at)
+        return stream
+
+    async def await_state(self) -> None:
+        """Have a greeted successor wait for another's state. Raises as ``prepare_to_move``."""
+        assert self.process is not None
+        self._waiting = await handover.await_state(self._qmp, last_words=self.process.last_words)
 
     async def load_state(self, stream: bytes) -> None:
-        """Give a greeted successor the state of another's devices. Raises as ``prepare_to_move``."""
-        assert self.process is not None
-        await handover.load(self._qmp, stream, last_words=self.process.last_words)
+        """Give a successor that waits the state of another's devices. Raises as ``prepare_to_move``."""
+        assert self._waiting is not None
+        try:
+            await self._waiting.load(stream)
+        finally:
+            self._waiting.close()
 
     async def set_link(self, nic: str, *, up: bool) -> None:
         """Plug the cable of a network card in or out. Raises ``WrongStateError`` or ``QmpError``."""
@@ -348,6 +363,8 @@ class Vmm:
     async def clean_up(self) -> None:
         """Kill what still runs and remove the sockets."""
         await self.kill()
+        if self._waiting is not None:
+            self._waiting.close()
         if self._follower is not None:
             with contextlib.suppress(VmmGoneError, asyncio.CancelledError):
                 await self._follower

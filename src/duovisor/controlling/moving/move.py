@@ -1,7 +1,8 @@
 """Moves a running VM to another VMM beside its own: guest memory stays, the devices' state is carried over.
 
-The guest stands still from ``pause`` to ``go``. Until the successor was told to go, the old VMM has lost
-nothing: whatever fails before, it goes on. From then on it never may, for the guest's memory is the other's.
+The guest stands still from ``save`` to ``go``: its VMM stops it, when it has made ready to save. Until the
+successor was told to go, the old VMM has lost nothing: whatever fails before, it goes on. From then on it
+never may, for the guest's memory is the other's.
 """
 
 from __future__ import annotations
@@ -159,16 +160,17 @@ class _Move:
         self._enter(Step.SETTLE)
         await self._machine.console.listen(new.vmm.socket_path(CONSOLE_SOCKET))
         await asyncio.to_thread(write_out, self._old)
+        await new.vmm.await_state()
 
     async def _cut_over(self, new: Incarnation) -> None:
         machine, old = self._machine, self._old
         assert self._cards is not None
         self._enter(Step.PAUSE)
         await self._cards.divert()
-        self._paused_at = time.monotonic()
-        await old.vmm.pause()
         self._enter(Step.SAVE)
+        self._paused_at = time.monotonic()
         stream = await old.vmm.save_state()
+        self._paused_at += old.vmm.ran_on_s
         self._stream_bytes = len(stream)
         self._enter(Step.TRANSLATE)
         if new.decision.kind is VmmKind.QEMU:  # the thin VMM's state is the same on both sides

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Step(StrEnum):
-    """A move's steps in their order; from ``pause`` to ``go`` the guest stands still."""
+    """A move's steps in their order; from ``save`` to ``go`` the guest stands still."""
 
     START = "start the new VMM"
     SETTLE = "write out what is cached"

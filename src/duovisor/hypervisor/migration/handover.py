@@ -1,8 +1,8 @@
 """The state of a machine's devices out of one QEMU and into another, over QMP and a pipe.
 
-``prepare`` both, ``save`` the source, and ``load`` what the translator made of it; then the destination may
-``cont``. Whatever happened before, the source may instead. Until one of them did, both hold the same guest;
-nothing here starts processors.
+``prepare`` both, have the destination ``await_state``, ``save`` the source, and ``load`` what the translator
+made of it; then the destination may ``cont``. Whatever happened before, the source may instead. Until one of
+them did, both hold the same guest; nothing here starts processors.
 
 The source may run when it is saved: QEMU then stops it itself, and makes ready before it does. The guest's
 pause is some 3 ms shorter than with ``stop`` first (QEMU 7.2, 256 MiB, both designs, stop to end of stream:
@@ -22,7 +22,7 @@ from duovisor.hypervisor.migration.errors import HandoverError
 from duovisor.hypervisor.migration.stream import IGNORE_SHARED, MAX_STREAM_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from duovisor.hypervisor.qmp import Qmp
 
@@ -84,29 +84,66 @@ async def load(
     timeout_s: float = LOAD_TIMEOUT_S,
     last_words: Callable[[], str] = _say_nothing,
 ) -> None:
-    """Give a VMM that was started with ``-incoming defer`` the state of its devices; it is paused then.
+    """``await_state`` and ``Waiting.load`` in one."""
+    waiting = await await_state(qmp, last_words=last_words)
+    try:
+        await waiting.load(stream, timeout_s=timeout_s)
+    finally:
+        waiting.close()
+
+
+async def await_state(qmp: Qmp, *, last_words: Callable[[], str] = _say_nothing) -> Waiting:
+    """Have a VMM that was started with ``-incoming defer`` wait for a state, while the source still runs.
 
     A QEMU that cannot load a state says why on its standard error and ends; ``last_words`` is asked for that.
-    Raises ``HandoverError`` (also after ``timeout_s``), ``QmpError`` or ``QmpTimeoutError``; the VMM is of no
-    use any more then.
+    Raises ``HandoverError``, ``QmpError`` or ``QmpTimeoutError``; the VMM is of no use any more then.
     """
     reading, writing = _open_pipe()
-    with reading, writing:
-        await qmp.getfd(_DESCRIPTOR, reading.fileno())
-        reading.close()
-        feeding = asyncio.create_task(_feed(writing, stream))
+    try:
+        with reading, _explained(qmp, last_words):
+            await qmp.getfd(_DESCRIPTOR, reading.fileno())
+            reading.close()
+            await qmp.migrate_incoming(f"fd:{_DESCRIPTOR}")
+    except BaseException:
+        writing.close()
+        raise
+    return Waiting(qmp, writing, last_words)
+
+
+class Waiting:
+    """A VMM that waits for a state; ``close`` it in any case."""
+
+    def __init__(self, qmp: Qmp, pipe: BinaryIO, last_words: Callable[[], str]) -> None:
+        self._qmp = qmp
+        self._pipe = pipe
+        self._last_words = last_words
+
+    async def load(self, stream: bytes, *, timeout_s: float = LOAD_TIMEOUT_S) -> None:
+        """Give it the state; it is paused then. Raises as ``await_state``, also after ``timeout_s``."""
+        feeding = asyncio.create_task(_feed(self._pipe, stream))
+        name = self._qmp.name
         try:
             async with asyncio.timeout(timeout_s):
-                await qmp.migrate_incoming(f"fd:{_DESCRIPTOR}")
-                await _wait_completed(qmp, "loaded")
+                with _explained(self._qmp, self._last_words):
+                    await _wait_completed(self._qmp, "loaded")
         except TimeoutError as error:
-            raise HandoverError(f"{qmp.name}: the state was not loaded within {timeout_s:g} s") from error
-        except VmmGoneError as error:
-            said = last_words()
-            raise HandoverError(f"{qmp.name}: cannot load the state{said and f': {said}'}") from error
+            raise HandoverError(f"{name}: the state was not loaded within {timeout_s:g} s") from error
         finally:
             feeding.cancel()
             await asyncio.gather(feeding, return_exceptions=True)
+
+    def close(self) -> None:
+        """End the stream, wherever it is; once is enough."""
+        self._pipe.close()
+
+
+@contextlib.contextmanager
+def _explained(qmp: Qmp, last_words: Callable[[], str]) -> Iterator[None]:
+    try:
+        yield
+    except VmmGoneError as error:
+        said = last_words()
+        raise HandoverError(f"{qmp.name}: cannot load the state{said and f': {said}'}") from error
 
 
 async def _wait_completed(qmp: Qmp, what: str) -> None:
