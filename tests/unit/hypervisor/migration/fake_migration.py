@@ -18,6 +18,7 @@ import json
 import os
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -81,8 +82,9 @@ class FakeMigration:
 
     def _tell(self, status: str, **more: str) -> None:
         self._status = {"status": status, **more}
-        time = {"seconds": 0, "microseconds": 0}
-        self._say({"event": "MIGRATION", "data": {"status": status}, "timestamp": time})
+        now = time.time_ns() // 1000
+        stamp = {"seconds": now // 10**6, "microseconds": now % 10**6}
+        self._say({"event": "MIGRATION", "data": {"status": status}, "timestamp": stamp})
 
     def _serve(self) -> None:
         self._connection, _ = self._listener.accept()

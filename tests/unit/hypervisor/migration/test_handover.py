@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
+import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from tests.unit.hypervisor.migration.fake_migration import FakeMigration
 from duovisor.hypervisor.errors import QmpError, VmmGoneError
 from duovisor.hypervisor.migration import handover
 from duovisor.hypervisor.migration.errors import HandoverError
-from duovisor.hypervisor.migration.handover import load, prepare, save
+from duovisor.hypervisor.migration.handover import await_state, load, prepare, save
 from duovisor.hypervisor.qmp import Qmp
 
 if TYPE_CHECKING:
@@ -71,6 +72,23 @@ async def test_a_state_is_loaded_whole(state: bytes) -> None:
     async with connect(state=state) as (fake, qmp):
         await load(qmp, state)
         assert fake.received == state
+
+
+async def test_who_waits_is_given_a_state_later() -> None:
+    async with connect(state=SMALL) as (fake, qmp):
+        waiting = await await_state(qmp)
+        assert fake.done[-1] == "migrate-incoming"
+        await waiting.load(SMALL)
+        waiting.close()
+        waiting.close()
+        assert fake.received == SMALL
+
+
+async def test_when_the_source_was_ready_to_stop_is_known() -> None:
+    async with connect(state=SMALL) as (_, qmp):
+        before = time.time()
+        await save(qmp)
+        assert before - 1e-6 <= qmp.migration_active_at <= time.time()  # it tells whole µs
 
 
 async def test_a_failure_is_told_in_qemus_words() -> None:
