@@ -45,14 +45,13 @@ def check_size(size_bytes: int) -> None:
         )
 
 
-def check_growth(volume: Volume, size_bytes: int) -> None:
+def check_growth(volume: Volume, now_bytes: int, size_bytes: int) -> None:
     """Raises ``VolumeRefusedError`` when a volume cannot become this large."""
-    known = volume.document
-    if known.read_only:
+    if volume.document.read_only:
         raise VolumeRefusedError(f"volume {volume.ref} is read-only")
-    if size_bytes <= known.size_bytes:
+    if size_bytes <= now_bytes:
         raise VolumeRefusedError(
-            f"volume {volume.ref} has {known.size_bytes} bytes; it can only become larger",
+            f"volume {volume.ref} has {now_bytes} bytes; it can only become larger",
             remedy="what a smaller one would lose, only its guest knows",
         )
 

@@ -23,6 +23,7 @@ from duovisor.controlling.storage.errors import PoolFullError, VolumeContentErro
 from duovisor.hardware.capabilities import find_tools
 from duovisor.hypervisor.build import USR_MERGED
 from duovisor.hypervisor.qemu.images import HAVE_BACKING, ImageFile
+from duovisor.process import Process
 from duovisor.sandbox import ResourceLimits, Sandbox, SandboxTools, build_sandbox_argv, uid_of
 
 if TYPE_CHECKING:
@@ -111,9 +112,10 @@ class ImageTool:
         argv = build_sandbox_argv(sandbox, self.tools, (str(self.program), *words))
         read_fd, write_fd = os.pipe()
         try:
-            # a pipe has no file to read last words from: they are collected here
+            # a pipe has no file to read last words from: they are collected here. It ends with this process,
+            # and does not begin before that is seen to
             log = Path(f"/proc/self/fd/{write_fd}")
-            started = process.start(argv, role=ROLE, log=log, sandboxed=True, die_with_owner=True)
+            started = process.start(argv, role=ROLE, log=log, sandboxed=True, record=Process.guard)
         except BaseException:
             os.close(read_fd)
             raise

@@ -130,10 +130,10 @@ class Storage:
         with ExitStack() as held:
             held.enter_context(self.holds.hold(str(source), writing=False))
             original = await self.volumes.get_ready(source)
-            size_bytes = original.document.size_bytes
             chain = await read_volume_chain(original, self.pools, self.volumes)
             folder = await self.pools.folder(source.pool)
             held.enter_context(folder.open(original.file, writing=False))
+            size_bytes = await self._read_size(folder, original)
             target = volume_format or original.document.format
 
             async def fill_full(folder: Folder, half: Path, document: VolumeDocument) -> VolumeDocument:
@@ -182,11 +182,11 @@ class Storage:
         check_size(size_bytes)
         with self.holds.hold(str(ref), writing=True):
             volume = await self.volumes.get_ready(ref)
-            check_growth(volume, size_bytes)
-            await self.volumes.require_without_clones(ref, "resize")
             folder = await self.pools.folder(ref.pool)
-            await asyncio.to_thread(folder.require_space, size_bytes - volume.document.size_bytes)
-            await asyncio.to_thread(folder.look_at, volume.file)
+            now_bytes = await self._read_size(folder, volume)
+            check_growth(volume, now_bytes, size_bytes)
+            await self.volumes.require_without_clones(ref, "resize")
+            await asyncio.to_thread(folder.require_space, size_bytes - now_bytes)
             await self.volumes.write(ref, volume.document.changed(intent=VolumeIntent.RESIZE))
             try:
                 await commit(self._grow(folder, volume, size_bytes, online))
@@ -301,6 +301,11 @@ class Storage:
             return
         # it takes the lock itself
         await find_image_tool().resize(folder.path / volume.file, volume.document.format.value, size_bytes)
+
+    async def _read_size(self, folder: Folder, volume: Volume) -> int:
+        """The file has the last word: a program that outlived a service by a moment may have changed it."""
+        await asyncio.to_thread(folder.look_at, volume.file)
+        return await asyncio.to_thread(read_size, folder.path / volume.file, volume.document.format)
 
     async def settle_size(self, folder: Folder, volume: Volume) -> None:
         """Whatever became of a change of its size: what the file says now is what is known."""

@@ -10,6 +10,7 @@ from duovisor.controlling.storage.checks import find_checksum
 from duovisor.controlling.storage.documents import VolumeIntent
 from duovisor.controlling.storage.errors import PoolUnavailableError, VolumeBrokenError
 from duovisor.controlling.storage.folder import Folder
+from duovisor.controlling.storage.heads import read_size
 from duovisor.controlling.storage.records import PoolView, VolumeRef, VolumeState, VolumeView
 
 if TYPE_CHECKING:
@@ -111,18 +112,20 @@ def build_volume_view(
     """One volume; may block."""
     document = volume.document
     state, allocated, sha256 = STATES[document.intent], None, None
+    size_bytes = document.size_bytes
     try:
         found = folder.look_at(volume.file)
     except (VolumeBrokenError, PoolUnavailableError):
         state = VolumeState.MISSING if state is VolumeState.READY else state
     else:
         allocated, sha256 = found.st_blocks * BLOCK_BYTES, find_checksum(document, found)
+        size_bytes = read_size(folder.path / volume.file, document.format)
     return VolumeView(
         pool=volume.ref.pool,
         name=volume.ref.name,
         state=state,
         format=document.format,
-        size_bytes=document.size_bytes,
+        size_bytes=size_bytes,
         allocated_bytes=allocated,
         read_only=document.read_only,
         base=document.base,
