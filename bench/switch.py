@@ -226,6 +226,7 @@ def main() -> None:
         parser.error("--times: there and back is an even number")
     if reason := why_no_namespace():
         print(f"the loaded guest has no network: {reason}")
+    build_probe_image(find_directories(), print)  # which may need the network that is left behind below
     counted, loaded = {}, {}
     with tempfile.TemporaryDirectory(prefix="duovisor-bench-") as name:
         folder = Path(name)
