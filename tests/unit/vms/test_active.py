@@ -11,7 +11,10 @@ from duovisor.controlling.vms.active import ActiveVm
 from duovisor.hypervisor.lifecycle import Lifecycle, State
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from duovisor.controlling.machine import Machine
+    from duovisor.controlling.supervision.device import DeviceSupervisor
     from duovisor.spec.vm import VirtualMachineSpec
 
 
@@ -69,6 +72,14 @@ class FakeMachine:
     @property
     def vmm(self) -> Vmm:
         return self.current.vmm
+
+    @property
+    def helpers(self) -> Mapping[str, Helper]:
+        return self.current.helpers
+
+    @property
+    def devices(self) -> Mapping[str, DeviceSupervisor]:
+        return {}
 
     async def wait_ended(self) -> State:
         await self.gone.wait()
