@@ -23,7 +23,7 @@ def command() -> None:
     """Make, clone, upload and delete volumes, the disks of VMs.
 
     \b
-    A volume is POOL/NAME; NAME alone is in the pool default, which is made when it is first used.
+    A volume is POOL/NAME; NAME alone is in the pool default, made when it is first used.
       duovisor volume upload debian.vmdk debian            converted to qcow2 on the way
       duovisor volume clone debian web --linked            at once; holds only what differs
       duovisor vm create --name web --disk volume=web --start

@@ -108,7 +108,9 @@ def test_a_held_image_and_memory_are_seen(tmp_path: Path) -> None:
         with child((held.fileno(),)) as vmm:
             anatomy = read_anatomy(describe(vmm, memory_file=str(memory), disks=disks))
     manager, process = anatomy.processes
-    assert manager.host_access == ("guest memory", f"image {image} (read-write)", *HOST)
+    # this process is the manager, and other tests may have left devices open in it
+    access = tuple(each for each in manager.host_access if not each.startswith("device "))
+    assert access == ("guest memory", f"image {image} (read-write)", *HOST)
     assert process.host_access == (f"image {image} (read-write)", *HOST)
 
 
