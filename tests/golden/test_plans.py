@@ -24,7 +24,8 @@ from duovisor.hypervisor.qemu import devices
 from duovisor.hypervisor.qemu.console import CONSOLE_LOG
 from duovisor.sandbox import SandboxTools
 from duovisor.spec import vm
-from duovisor.spec.vm import Accelerator, Design, SpecModel, VirtualMachineSpec
+from duovisor.spec.model import SpecModel
+from duovisor.spec.vm import Accelerator, Design, VirtualMachineSpec
 
 FOLDER = Path(__file__).parent / "plans"
 REGENERATE = "DUOVISOR_REGENERATE"

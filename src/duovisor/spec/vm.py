@@ -9,14 +9,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     StringConstraints,
     model_validator,
 )
 
+from duovisor.spec.model import SpecModel
 from duovisor.spec.sizes import MIB, parse_bytes
 
 NAME_MAX = 63
@@ -194,12 +193,6 @@ DriverName = Annotated[str, AfterValidator(_check_driver)]
 DiskDriverName = Annotated[str, AfterValidator(_check_disk_driver)]
 OptionName = Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_]{0,62}$")]
 OptionValue = bool | int | float | Annotated[str, StringConstraints(max_length=4096)]
-
-
-class SpecModel(BaseModel):
-    """Frozen, and strict about unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
 
 
 class KernelSpec(SpecModel):
