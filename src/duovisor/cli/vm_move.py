@@ -17,7 +17,7 @@ DESIGNS = ("monolithic", "microkernelized")
 def switch(names: tuple[str, ...], design: str, no_wait: bool, as_json: bool) -> None:
     """Give VMs the other design: drivers move into the hypervisor or out of it, under a running guest.
 
-    A second VMM is started beside the first. The guest stands still for some 20 ms, while the state of its
+    A second VMM is started beside the first. The guest stands still for 20 to 30 ms, while the state of its
     devices (about 400 KiB) is handed over; its memory stays where it is, whatever its size. Then the first
     VMM ends. The guest keeps its disks, network connections and clock; it notices nothing but the pause.
 
@@ -43,7 +43,7 @@ def switch(names: tuple[str, ...], design: str, no_wait: bool, as_json: bool) ->
 def update_vmm(names: tuple[str, ...], no_wait: bool, as_json: bool) -> None:
     """Replace running VMs' VMMs by new processes of the QEMU that is installed now, without a restart.
 
-    As with switch, the guest stands still for some 20 ms and keeps all it has; the design stays. This is how
+    As with switch, the guest stands still for 20 to 30 ms and keeps all it has; the design stays. This is how
     running VMs get a QEMU with a security fix, or are rid of a process that has grown. The virtual hardware
     stays what the guest booted on, also under a newer QEMU.
 
