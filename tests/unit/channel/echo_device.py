@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from duovisor.channel.backend import Backend
@@ -117,6 +118,13 @@ class RunningBackend:
             self.error = self.failure = error
         except Exception as error:
             self.failure = error
+
+    def wait_report(self) -> None:
+        """Wait until it has said something about a queue: kicks and requests come on two ways."""
+        end = time.monotonic() + 10
+        while not self.reports:
+            assert time.monotonic() < end, "nothing is reported"
+            time.sleep(0.001)
 
     def wait(self) -> ChannelError | None:
         """Wait for the end; how it ended."""

@@ -146,6 +146,7 @@ def test_a_fault_of_the_guest_is_not_the_drivers(front: FrontEnd) -> None:
     running = RunningBackend(Strict())
     front.connect(running.peer)
     ask(front)
+    running.wait_report()
     front.get_config(0, 4)  # still there
     assert running.reports == ["no guest may ask this; the queue rests until the guest resets the device"]
     front.disconnect()
