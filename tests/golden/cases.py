@@ -121,7 +121,9 @@ command_line = "console=ttyS0"
 [[disks]]
 path = "/srv/a \\"quoted\\", odd @disk0@.raw"
 read_only = true
+slot = 7
 [[nics]]
+slot = 5
 network = "user"
 mac = "52:54:00:12:34:56"
 [[nics.forward]]

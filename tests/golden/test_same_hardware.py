@@ -29,6 +29,10 @@ MAY_DIFFER = {"-object", "-blockdev", "-chardev", "-netdev", "-device", "-kernel
 each_case = pytest.mark.parametrize(
     "case", [case for case in CASES if not case.refused_inside], ids=lambda case: case.name
 )
+DISKS_AND_CARDS = (
+    *(f'[[disks]]\npath = "/srv/{n}.raw"' for n in range(4)),
+    *['[[nics]]\nnetwork = "user"'] * 3,
+)
 DESIGNS = (Design.MONOLITHIC, Design.MICROKERNELIZED)
 
 
@@ -118,18 +122,50 @@ def test_no_two_devices_share_an_address(tmp_path: Path) -> None:
     full = Case("full", ("SPEC",), f'name = "full"\nports = ["a"]\n{disks}{nics}{others}')
     for design in DESIGNS:
         devices = read_devices(build_plan(build_case_spec(full, tmp_path, design), "7.2", Accelerator.TCG))
-        addresses = [int(device["addr"], 16) for device in devices.values() if "addr" in device]
-        assert len(addresses) == MAX_DISKS + MAX_NICS + MAX_DEVICES + 1
-        assert len(set(addresses)) == len(addresses)
-        assert 0 < min(addresses) <= max(addresses) < 0x1F  # 0x1f is the chipset's
+        places = [(each["bus"], int(each["addr"], 16)) for each in devices.values() if "addr" in each]
+        assert len(places) == MAX_DISKS + MAX_NICS + MAX_DEVICES + 2
+        assert len(set(places)) == len(places)
+        addresses = [address for _, address in places]
+        assert 0 < min(addresses) <= max(addresses) < 0x1F  # 0x1f of the root bus is the chipset's
         macs = [device["mac"] for device in devices.values() if "mac" in device]
         assert len(set(macs)) == MAX_NICS
 
 
+def test_a_device_keeps_its_address_when_those_before_it_go(tmp_path: Path) -> None:
+    text = """name = "left"
+[[disks]]
+slot = 3
+path = "/srv/d.raw"
+[[nics]]
+slot = 2
+network = "user"
+"""
+    whole = Case("whole", ("SPEC",), "\n".join([text.partition("[[")[0], *DISKS_AND_CARDS]))
+    left = Case("left", ("SPEC",), text)
+    for design in DESIGNS:
+        all_devices, devices = (
+            read_devices(build_plan(build_case_spec(case, tmp_path, design), "7.2", Accelerator.TCG))
+            for case in (whole, left)
+        )
+        assert {name for name in devices if name.startswith(("disk", "nic"))} == {"disk3", "nic2"}
+        for name in ("disk3", "nic2"):
+            assert devices[name]["addr"] == all_devices[name]["addr"]
+            assert devices[name].get("mac") == all_devices[name].get("mac")
+
+
 def test_addresses_stay_when_a_device_is_added() -> None:
-    from duovisor.hypervisor.qemu.pci import DEVICE_SLOTS, DISK_SLOTS, NIC_SLOTS, SERIAL_PORTS_SLOT
+    from duovisor.hypervisor.qemu.pci import (
+        DEVICE_SLOTS,
+        DISK_SLOTS,
+        NIC_SLOTS,
+        SERIAL_PORTS_SLOT,
+        at_pluggable,
+        build_hot_plug_bus,
+    )
 
     # a guest knows its devices by these for ever: a change here breaks every guest and every live switch
     slots = (SERIAL_PORTS_SLOT, DEVICE_SLOTS[0], NIC_SLOTS[0], DISK_SLOTS[0])
     assert slots == (0x02, 0x03, 0x08, 0x10)
+    assert build_hot_plug_bus()[1] == "pcie-pci-bridge,id=pluggable,bus=pcie.0,addr=0x1e"
+    assert at_pluggable(0x10).startswith("bus=pluggable,addr=0x10,")
     assert len(CASES) == len({case.name for case in CASES})

@@ -83,8 +83,8 @@ def _drivers_of(process: ProcessDescription, machine: MachineDescription) -> tup
         return (process.device,)
     if machine.spec.design is Design.MICROKERNELIZED:
         return ()
-    disks = [f"disk{index}" for index in range(len(machine.spec.disks))]
-    nics = [f"nic{index}" for index in range(len(machine.spec.nics))]
+    disks = [f"disk{index}" for index, _ in machine.spec.numbered_disks()]
+    nics = [f"nic{index}" for index, _ in machine.spec.numbered_nics()]
     return (*disks, *nics, *(f"device{index}" for index in range(len(machine.spec.devices))))
 
 

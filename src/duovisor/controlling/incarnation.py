@@ -151,7 +151,7 @@ class Incarnation:
     def list_images(self) -> list[tuple[DiskSpec, int]]:
         """The raw images that drivers serve, with their descriptors."""
         found = []
-        for index, disk in enumerate(self.spec.disks):
+        for index, disk in self.spec.numbered_disks():
             device = self.devices.get(disk_socket(index))
             if device is not None and "image" in device.plan.descriptors:
                 found.append((disk, device.plan.descriptors["image"]))
@@ -305,7 +305,7 @@ class Incarnation:
             console = open_console(self.spec, self.run_dir, console_log, self.held)
             self._add_device(plan_console(self.spec, console))
         await self._plan_disks(checked, old)
-        for index in range(len(self.spec.nics)):
+        for index, _ in self.spec.numbered_nics():
             if (tap := self.taps.get(nic_socket(index))) is not None:
                 self._add_device(plan_nic(self.spec, index, {"tap": tap}))
         for index, device in enumerate(checked.devices):
@@ -313,7 +313,7 @@ class Incarnation:
         early = [each for name, each in self.devices.items() if name not in self.vmm.plan.bound]
         await asyncio.gather(*(each.start() for each in early))
         passt = checked.capabilities.tools.passt
-        for index, nic in enumerate(self.spec.nics):
+        for index, nic in self.spec.numbered_nics():
             name = nic_socket(index)
             if name not in self.taps:
                 self.helpers[name] = start_network_helper(
@@ -329,17 +329,17 @@ class Incarnation:
 
     async def _plan_disks(self, checked: CheckedStart, old: Incarnation | None) -> None:
         sizes = await old.read_disk_sizes() if old is not None else {}
-        for index, disk in enumerate(self.spec.disks):
+        for at, (index, disk) in enumerate(self.spec.numbered_disks()):
             name = disk_socket(index)
             if disk.format is DiskFormat.RAW:
                 if old is not None and name in old.devices:
                     self._add_device(self._share_image(old.devices[name].plan))
                 else:
-                    descriptors = checked.disks[index].descriptors
+                    descriptors = checked.disks[at].descriptors
                     self._add_device(plan_disk(self.spec, index, descriptors, files=self.held))
                 continue
             environment = self._build_format_environment(checked.tools, checked.capabilities)
-            keeper = FormatKeeper(environment, name, disk, checked.chains[index], self.record)
+            keeper = FormatKeeper(environment, name, disk, checked.chains[at], self.record)
             self._keepers[name] = keeper
             if old is None:
                 await keeper.start()
@@ -385,14 +385,14 @@ class Incarnation:
             pids = [each.pid for each in found]
             console = adopt_console(self.spec, self.run_dir, console_log, pids, self.held)
             await self._adopt_device(plan_console(self.spec, console), found)
-        for index, disk in enumerate(self.spec.disks):
+        for index, disk in self.spec.numbered_disks():
             found = _find_partitions(left, disk_socket(index))
             if disk.format is not DiskFormat.RAW:
                 await self._adopt_formatted(index, left, await asyncio.to_thread(capabilities))
                 continue
             descriptors = adopt_disk(disk, [each.pid for each in found], self.held)
             await self._adopt_device(plan_disk(self.spec, index, descriptors, files=self.held), found)
-        for index, nic in enumerate(self.spec.nics):
+        for index, nic in self.spec.numbered_nics():
             if nic.bridge is not None:
                 found = _find_partitions(left, nic_socket(index))
                 tap = adopt_tap(self.spec, index, [each.pid for each in found], self.held)
@@ -406,7 +406,7 @@ class Incarnation:
     async def _adopt_formatted(
         self, index: int, left: IncarnationDescription, capabilities: HostCapabilities
     ) -> None:
-        name, disk = disk_socket(index), self.spec.disks[index]
+        name, disk = disk_socket(index), self.spec.disk_at(index)
         found = _find_partitions(left, name)
         tools = find_sandbox_tools(self.spec.design, capabilities)
         environment = self._build_format_environment(tools, capabilities)

@@ -19,13 +19,13 @@ NETWORK_ROLE = "network driver"
 
 def build_net_words(spec: VirtualMachineSpec, index: int) -> tuple[str, ...]:
     """The options of the network driver of a bridged card."""
-    nic = spec.nics[index]
+    nic = spec.nic_at(index)
     return () if nic.mac_filter is False else ("--mac", mac_of(spec.name, index, nic))
 
 
 def plan_nic(spec: VirtualMachineSpec, index: int, descriptors: Mapping[str, int]) -> DevicePlan:
     """How the bridged card ``index`` is served; ``descriptors`` are what its driver may hold."""
-    nic = spec.nics[index]
+    nic = spec.nic_at(index)
     return DevicePlan(
         device=nic_socket(index),
         role=NETWORK_ROLE,

@@ -60,7 +60,7 @@ def plan_disk(
     ``size_bytes`` is told of a formatted image; of a raw one the driver sees it. ``files`` closes what is
     read later: the file of a driver of one's own that was changed.
     """
-    disk = spec.disks[index]
+    disk = spec.disk_at(index)
     words = (*build_block_words(disk), *(("--size", str(size_bytes)) if size_bytes else ()))
     plan = DevicePlan(
         device=disk_socket(index),
@@ -114,5 +114,5 @@ def adopt_disk(disk: DiskSpec, pids: Iterable[int], files: ExitStack) -> dict[st
 
 def _reread(plan: DevicePlan, spec: VirtualMachineSpec, index: int, files: ExitStack) -> DevicePlan:
     """The plan with the driver's file as it is now. Raises ``DriverFileError``."""
-    others = open_others(spec.disks[index], files)
+    others = open_others(spec.disk_at(index), files)
     return plan_disk(spec, index, {**plan.descriptors, **others}, files=files)

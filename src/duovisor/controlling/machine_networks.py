@@ -32,7 +32,7 @@ def open_taps(spec: VirtualMachineSpec, held: ExitStack) -> dict[str, int]:
     Raises ``NetworkError`` or ``HostLacksError``.
     """
     taps = {}
-    for index, nic in enumerate(spec.nics):
+    for index, nic in spec.numbered_nics():
         if nic.bridge is not None:
             tap = open_bridged_tap(spec.name, index, nic.bridge, mac_of(spec.name, index, nic))
             held.callback(os.close, tap)
@@ -45,7 +45,7 @@ def adopt_tap(spec: VirtualMachineSpec, index: int, pids: Iterable[int], held: E
 
     Raises as ``open_taps``.
     """
-    nic = spec.nics[index]
+    nic = spec.nic_at(index)
     assert nic.bridge is not None
     tap = next((tap for pid in pids if (tap := take_descriptor(pid, is_tap)) is not None), None)
     if tap is None:
@@ -60,7 +60,7 @@ def find_taps(spec: VirtualMachineSpec, pids: Iterable[int], held: ExitStack) ->
     Which card a TAP is for is the last word of its name.
     """
     taps: dict[str, int] = {}
-    names = {str(index): nic_socket(index) for index, nic in enumerate(spec.nics) if nic.bridge is not None}
+    names = {str(index): nic_socket(index) for index, nic in spec.numbered_nics() if nic.bridge is not None}
     for tap in (each for pid in pids for each in list_descriptors(pid, is_tap)):
         held.callback(os.close, tap)
         name = names.get(read_tap_name(tap).rpartition("-")[2])
@@ -77,7 +77,7 @@ def prepare_moves(
     ``held`` closes the moves. Raises as ``open_taps``; no card has moved then.
     """
     moves = {}
-    for index, nic in enumerate(spec.nics):
+    for index, nic in spec.numbered_nics():
         if nic.bridge is not None:
             name = nic_socket(index)
             moves[name] = prepare_move(old[name], new[name], mac_of(spec.name, index, nic))

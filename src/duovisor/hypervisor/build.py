@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from duovisor.hypervisor.plan import LaunchPlan, VmmPaths
-from duovisor.hypervisor.qemu import console, devices, disks, firmware, machine, nics
+from duovisor.hypervisor.qemu import console, devices, disks, firmware, machine, nics, pci
 from duovisor.sandbox import ResourceLimits, Sandbox, uid_of
 from duovisor.spec.vm import Accelerator, Design, Firmware
 
@@ -36,7 +36,7 @@ def build_launch_plan(
     """
     sandboxed = spec.design is Design.MICROKERNELIZED
     channels = (
-        *((disks.disk_socket(i) for i in range(len(spec.disks))) if sandboxed else ()),
+        *((disks.disk_socket(slot) for slot, _ in spec.numbered_disks()) if sandboxed else ()),
         *((name for name in nics.find_unbridged(spec)) if sandboxed else ()),
         *((devices.device_socket(i) for i in range(len(spec.devices))) if sandboxed else ()),
     )
@@ -46,6 +46,7 @@ def build_launch_plan(
         *machine.build_machine(spec, qemu, accelerator),
         *machine.build_memory(spec.memory_mib, SANDBOX_MEMORY if sandboxed else str(paths.memory_file)),
         *firmware.build_firmware(spec, paths, sandboxed=sandboxed),
+        *pci.build_hot_plug_bus(),
         *disks.build_disks(spec, qemu, paths.block_devices, paths.chains),
         *nics.build_nics(spec, qemu, accelerator),
         *devices.build_devices(spec, qemu, paths.device_types),
@@ -91,8 +92,7 @@ def build_vmm_sandbox(
     if spec.firmware is Firmware.UEFI and paths.uefi_code and paths.uefi_vars:
         read_only.append((paths.uefi_code, firmware.SANDBOX_UEFI_CODE))
         writable.append((paths.uefi_vars, firmware.SANDBOX_UEFI_VARS))
-    if nics.find_bridged(spec):
-        writable.append((paths.channels, nics.SANDBOX_CHANNELS))
+    writable.append((paths.channels, nics.SANDBOX_CHANNELS))  # of cards that it has, or is given later
     kvm = accelerator is Accelerator.KVM
     return Sandbox(
         uid=uid_of(spec.name),

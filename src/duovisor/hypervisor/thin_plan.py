@@ -153,9 +153,9 @@ def build_devices(spec: VirtualMachineSpec, shapes: Sequence[DeviceShape]) -> li
     # two queues for each named port, and two for control when there is one (virtio 1.2, 5.3.2)
     queues = CONSOLE_QUEUES + (2 * (len(spec.ports) + 1) if spec.ports else 0)
     devices = [_build(CONSOLE_CHANNEL, CONSOLE, SERIAL_PORTS_SLOT, queues, CONSOLE_QUEUE_SIZE)]
-    for index, disk in enumerate(spec.disks):
+    for index, disk in spec.numbered_disks():
         devices.append(_build(disk_socket(index), BLOCK, DISK_SLOTS[index], disk.queues, disk.queue_size))
-    for index, nic in enumerate(spec.nics):
+    for index, nic in spec.numbered_nics():
         mac = bytes.fromhex(mac_of(spec.name, index, nic).replace(":", ""))
         card = _build(nic_socket(index), NET, NIC_SLOTS[index], NET_QUEUES, NET_QUEUE_SIZE)
         # status: link up; one pair of queues. The driver has no configuration space: MAC and link are ours

@@ -94,7 +94,7 @@ class Vmm:
 
     def prepare(self) -> None:
         """Bind the sockets; the memory file is there. Raises ``HypervisorError``; ``clean_up`` undoes it."""
-        if self.plan.bound:
+        if self.plan.sandbox is not None:  # also for cards that are plugged in later
             create_channels_folder(self.run_dir / CHANNELS, self.owner)
         for name in self.plan.sockets:
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

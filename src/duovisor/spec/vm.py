@@ -210,10 +210,14 @@ class DiskSpec(SpecModel):
     Microkernelized design: ``on_driver_failure`` is what happens when its drivers keep dying; one that
     completes no request of a waiting guest for ``driver_hang_s`` seconds is replaced (0: never).
 
+    ``slot`` is its number among the VM's disks, by default its position in their list: it names the disk
+    (``disk3``) and gives it its PCI address, so it stays what it is when another disk goes.
+
     ``driver`` is ``block``; or ``encrypted``, with a key in ``key_file`` and in units of ``sector_bytes``; or
     a Python file of yours, which gets ``options`` and may do without a ``path``.
     """
 
+    slot: int | None = Field(default=None, ge=0, lt=MAX_DISKS)
     path: Text = ""
     volume: Annotated[str, AfterValidator(check_volume)] | None = None
     driver: DiskDriverName = BLOCK_DRIVER
@@ -294,8 +298,10 @@ class NicSpec(SpecModel):
     host's bridge of that name; naming one is enough. For it, in the microkernelized design: with
     ``mac_filter`` the driver drops what the guest sends from another address than the card's (by default it
     does); ``on_driver_failure`` and ``driver_hang_s`` are a disk's, but "report" takes the link down.
+    ``slot`` is as with disks; a card without a ``mac`` of its own has one that depends on it.
     """
 
+    slot: int | None = Field(default=None, ge=0, lt=MAX_NICS)
     network: Literal["user", "bridge"] = "user"
     bridge: Annotated[str, AfterValidator(_check_interface)] | None = None
     mac: Annotated[str, AfterValidator(_check_mac)] | None = None
@@ -387,6 +393,31 @@ class VirtualMachineSpec(SpecModel):
             if place and not disk.read_only and places.count(place) > 1:
                 raise ValueError(f"{place!r} is given for two disks and one of them writes to it")
         return self
+
+    @model_validator(mode="after")
+    def _check_slots(self) -> VirtualMachineSpec:
+        for kind, numbered in (("disks", self.numbered_disks()), ("nics", self.numbered_nics())):
+            numbers = [number for number, _ in numbered]
+            twice = next((number for number in numbers if numbers.count(number) > 1), None)
+            if twice is not None:
+                raise ValueError(f"two {kind} have the slot {twice}; give one of them another")
+        return self
+
+    def numbered_disks(self) -> tuple[tuple[int, DiskSpec], ...]:
+        """Each disk with its slot."""
+        return tuple((at if d.slot is None else d.slot, d) for at, d in enumerate(self.disks))
+
+    def numbered_nics(self) -> tuple[tuple[int, NicSpec], ...]:
+        """Each network card with its slot."""
+        return tuple((at if nic.slot is None else nic.slot, nic) for at, nic in enumerate(self.nics))
+
+    def disk_at(self, slot: int) -> DiskSpec:
+        """The disk with this slot. Raises ``KeyError``."""
+        return dict(self.numbered_disks())[slot]
+
+    def nic_at(self, slot: int) -> NicSpec:
+        """The network card with this slot. Raises ``KeyError``."""
+        return dict(self.numbered_nics())[slot]
 
     def without_places(self) -> VirtualMachineSpec:
         """The same with its volumes by name alone, as a definition has them."""

@@ -77,7 +77,7 @@ def _pin_machine(machine: Machine, capabilities: HostCapabilities) -> HostCapabi
 def check_carried(spec: VirtualMachineSpec, design: Design) -> None:
     """What of a VM's devices QEMU cannot carry to a VMM of ``design``. Raises ``MoveRefusedError``."""
     outside = Design.MICROKERNELIZED in (spec.design, design)
-    for index, nic in enumerate(spec.nics):
+    for index, nic in spec.numbered_nics():
         if nic.bridge is None:
             raise MoveRefusedError(
                 f"nic{index} is on user networking, where the guest's connections end in a process that a "

@@ -40,7 +40,7 @@ def check_places(spec: VirtualMachineSpec) -> None:
 def find_disk(active: Iterable[ActiveVm], volume: str) -> tuple[ActiveVm, str]:
     """The running VM that writes to a volume, and its disk's name; pure. Raises ``WrongStateError``."""
     for vm in active:
-        for index, disk in enumerate(vm.machine.spec.disks):
+        for index, disk in vm.machine.spec.numbered_disks():
             if disk.volume == volume and not disk.read_only:
                 return vm, disk_socket(index)
     raise WrongStateError(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from duovisor.hypervisor.errors import PlanError
 from duovisor.hypervisor.qemu.images import ImageFile, build_image_nodes
-from duovisor.hypervisor.qemu.pci import DISK_SLOTS, at
+from duovisor.hypervisor.qemu.pci import DISK_SLOTS, at_pluggable
 from duovisor.spec.vm import BLOCK_DRIVER, Design
 
 if TYPE_CHECKING:
@@ -30,10 +30,10 @@ def build_disks(
     the design cannot have.
     """
     arguments = []
-    for index, disk in enumerate(spec.disks):
+    for position, (index, disk) in enumerate(spec.numbered_disks()):
         if spec.design is Design.MONOLITHIC:
             alone = [ImageFile(disk.path, disk.format, disk.path in block_devices)]
-            arguments += _build_inside(index, disk, chains[index] if chains else alone, qemu)
+            arguments += _build_inside(index, disk, chains[position] if chains else alone, qemu)
         else:
             arguments += _build_channel(index, disk)
     return arguments
@@ -85,6 +85,6 @@ def _build_channel(index: int, disk: DiskSpec) -> list[str]:
 def _guest_view(index: int, disk: DiskSpec) -> list[str]:
     """What the guest can tell the device by: address, queues, boot order."""
     return [
-        at(DISK_SLOTS[index]),
+        at_pluggable(DISK_SLOTS[index]),
         f"num-queues={disk.queues},queue-size={disk.queue_size},bootindex={index + 1}",
     ]

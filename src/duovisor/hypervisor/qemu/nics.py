@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from duovisor.hypervisor.errors import PlanError
 from duovisor.hypervisor.qemu.machine import read_machine_version
-from duovisor.hypervisor.qemu.pci import NIC_SLOTS, at
+from duovisor.hypervisor.qemu.pci import NIC_SLOTS, at_pluggable
 from duovisor.spec.vm import Accelerator, Design
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ def build_nics(spec: VirtualMachineSpec, qemu: QemuAbilities, accelerator: Accel
     """Arguments for all network cards. Raises ``PlanError`` for what the design cannot do."""
     arguments = []
     inside = spec.design is Design.MONOLITHIC
-    for index, nic in enumerate(spec.nics):
+    for index, nic in spec.numbered_nics():
         name = nic_socket(index)
-        device = [f"virtio-net-pci,id={name},netdev={nic_backend(name)},{at(NIC_SLOTS[index])}"]
+        device = [f"virtio-net-pci,id={name},netdev={nic_backend(name)},{at_pluggable(NIC_SLOTS[index])}"]
         device.append(f"mac={mac_of(spec.name, index, nic)},romfile=")
         if nic.network == "bridge":
             arguments += _build_bridged_inside(name, nic) if inside else _build_channel(name)
@@ -54,12 +54,14 @@ def build_nics(spec: VirtualMachineSpec, qemu: QemuAbilities, accelerator: Accel
 def find_unbridged(spec: VirtualMachineSpec) -> tuple[str, ...]:
     """The names of the other cards."""
     bridged = find_bridged(spec)
-    return tuple(name for name in map(nic_socket, range(len(spec.nics))) if name not in bridged)
+    return tuple(
+        name for name in (nic_socket(slot) for slot, _ in spec.numbered_nics()) if name not in bridged
+    )
 
 
 def find_bridged(spec: VirtualMachineSpec) -> tuple[str, ...]:
     """The names of the cards that are on a bridge."""
-    return tuple(nic_socket(index) for index, nic in enumerate(spec.nics) if nic.network == "bridge")
+    return tuple(nic_socket(index) for index, nic in spec.numbered_nics() if nic.network == "bridge")
 
 
 def nic_socket(index: int) -> str:
