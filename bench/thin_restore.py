@@ -97,7 +97,7 @@ async def restore(
     incarnation = Incarnation(
         1, spec, checked.vmm, vmm, checked.open_disks, factories, lambda *_: None, lambda: None
     )
-    place.give_files(vmm.owner)
+    place.give_files(spec, vmm.owner)
     try:
         incarnation.prepare()
         await incarnation.begin(checked, place.run_dir / "console.log", die_with_owner=True)

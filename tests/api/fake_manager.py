@@ -141,6 +141,9 @@ class FakeVmManager:
         self._require(await self._seen(name, if_revision), *NOT_RUNNING)
         del self._vms[name]
 
+    async def reset_nvram(self, name: str) -> None:
+        self._require(await self.get(name), *NOT_RUNNING)
+
     async def start(self, name: str, progress: Progress) -> VmView:
         self._require(await self.get(name), *NOT_RUNNING)
         progress(10, "checking")

@@ -47,6 +47,7 @@ NEEDS = {
     "delete_vm": "administrator",
     "rename_vm": "administrator",
     "switch_vm": "administrator",
+    "reset_nvram": "administrator",
     "build": "administrator",
     "delete_image": "administrator",
     "create_pool": "administrator",

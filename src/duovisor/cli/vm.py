@@ -14,6 +14,7 @@ COMMANDS = {
     "delete": ("vm_define:delete", "Forget a VM; its disks stay."),
     "edit": ("vm_edit:edit", "Change a VM's definition."),
     "autostart": ("vm_edit:autostart", "Let a VM start with the host, or not."),
+    "reset-nvram": ("vm_firmware:reset_nvram", "Forget UEFI variables: boot entries, keys."),
     "start": ("vm_act:start", "Start VMs."),
     "pause": ("vm_act:pause", "Hold VMs' processors."),
     "resume": ("vm_act:resume", "Let paused VMs run on."),

@@ -58,6 +58,12 @@ _OPTIONS = (
     click.option("--accelerator", type=click.Choice(["auto", "kvm", "tcg"]), help="[default: auto]"),
     click.option("--vmm", type=click.Choice(["auto", "thin", "qemu"]), help="The VMM. [default: auto]"),
     click.option("--firmware", type=click.Choice(["bios", "uefi", "direct-kernel"]), help="[default: bios]"),
+    click.option(
+        "--secure-boot",
+        is_flag=True,
+        default=None,
+        help="UEFI that starts only what is signed with a key that it knows, at first Microsoft's.",
+    ),
     click.option("--kernel", type=click.Path(), help="Linux kernel to boot without firmware."),
     click.option("--initrd", type=click.Path(), help="Its initial RAM disk."),
     click.option("--append", help="Its command line."),
@@ -81,6 +87,9 @@ def build_document(base: Mapping[str, Any], options: Mapping[str, Any]) -> dict[
     for key in ("name", "design", "cpus", "memory", "accelerator", "vmm", "firmware"):
         if options[key] is not None:
             document[key] = options[key]
+    if options["secure_boot"]:
+        document["secure_boot"] = True
+        document.setdefault("firmware", "uefi")
     if options["memory"] is not None:
         document.pop("memory_mib", None)
     kernel = {

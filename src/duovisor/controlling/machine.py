@@ -115,19 +115,20 @@ class Machine:
         uuid: str = "",
         die_with_owner: bool = False,
         console_log: Path | None = None,
+        lasting: Path | None = None,
     ) -> Machine:
         """Start a VM in the design of its specification.
 
         ``factories`` make the partitions of its drivers, and ``tell`` is told what happens to those. ``uuid``
         names it to who may adopt it; without one it is undone when its owner was killed. ``die_with_owner``:
         its VMM ends when this process is killed. What the guest prints is kept in ``console_log``, by default
-        in the run folder. Raises ``DuovisorError``, with everything undone; every check that can be made is
-        made before the first process starts.
+        in the run folder; ``lasting`` is the folder of what outlasts this run. Raises ``DuovisorError``, with
+        everything undone; every check that can be made is made before the first process starts.
         """
         checked = check_start(spec, capabilities)
         with ExitStack() as undo:
             held = undo.enter_context(checked.open_disks)
-            place = await make_place(spec.name, directories)
+            place = await make_place(spec.name, directories, lasting)
             undo.callback(place.remove)
             machine = cls(checked.decision, place, factories, tell, uuid=uuid)
             machine.die_with_owner = die_with_owner
@@ -160,6 +161,8 @@ class Machine:
         factories: Factories,
         capabilities: Callable[[], HostCapabilities],
         tell: Tell = ignore_driver_events,
+        *,
+        lasting: Path | None = None,
     ) -> Machine:
         """Take over a VM that runs without an owner; ``folder`` is its run folder and goes over to it.
 
@@ -170,7 +173,7 @@ class Machine:
         """
         moved = await conclude_move(left, folder.path)
         left = moved.description
-        place = Place(folder, open_memory_folder(directories.runtime))
+        place = Place(folder, open_memory_folder(directories.runtime), lasting)
         decision = AcceleratorDecision(left.accelerator, left.accelerator_reason)
         machine = cls(decision, place, factories, tell, uuid=left.uuid, started_at=left.started_at)
         machine.description = left

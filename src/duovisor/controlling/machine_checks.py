@@ -6,16 +6,15 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 from duovisor.controlling.disk_files import open_disk
+from duovisor.controlling.firmware_files import find_firmware, make_variables
 from duovisor.controlling.machine_drivers import open_device
 from duovisor.controlling.machine_networks import check_networks
 from duovisor.controlling.preflight import (
     check_boot_files,
     check_memory,
     choose_accelerator,
-    copy_uefi_variables,
     find_kvm_gids,
     find_libraries,
-    find_ovmf,
     find_sandbox_tools,
 )
 from duovisor.controlling.python_runtime import PACKAGE, find_standard_library, interpreter
@@ -62,19 +61,20 @@ class CheckedStart(NamedTuple):
     def build_plan(self, run_dir: Path, place: Place) -> LaunchPlan:
         """The launch plan of a VMM with the folder ``run_dir``.
 
-        For UEFI, the VM's copy of the variables is made in its run folder if it has none.
+        For UEFI, the VM's variables are made if it has none. Raises ``HostLacksError`` or ``BootFileError``.
         """
         if self.vmm.kind is VmmKind.THIN:
             return self._build_thin_plan(place)
         qemu_path, qemu = self.capabilities.require_qemu()
-        uefi_code, uefi_template = find_ovmf()
+        firmware = find_firmware(self.spec)
         sandboxed = self.spec.design is Design.MICROKERNELIZED
         owner = uid_of(self.spec.name) if self.tools.as_root and sandboxed else None
+        variables = make_variables(self.spec, firmware, place.kept, owner) if firmware else None
         paths = VmmPaths(
             qemu=qemu_path,
             memory_file=place.memory_file,
-            uefi_code=uefi_code,
-            uefi_vars=copy_uefi_variables(self.spec, uefi_template, place.uefi_variables, owner),
+            uefi_code=firmware.code if firmware else None,
+            uefi_vars=variables,
             block_devices=self.block_devices,
             chains=self.chains,
             device_types=tuple(device.device_type for device in self.devices),
@@ -104,6 +104,7 @@ def check_start(spec: VirtualMachineSpec, capabilities: HostCapabilities) -> Che
         capabilities.require_qemu()
     check_memory(spec, capabilities.memory_total_mib)
     check_boot_files(spec)
+    find_firmware(spec)
     check_networks(spec)
     tools = find_sandbox_tools(spec.design, capabilities)
     kept = spec.design is Design.MICROKERNELIZED  # else QEMU opens and locks them itself

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from duovisor.controlling.firmware_files import variables_path
 from duovisor.controlling.leftovers import claim
 from duovisor.controlling.memory_folder import open_memory_folder
 from duovisor.controlling.run_folder import open_run_folder
@@ -18,25 +19,30 @@ if TYPE_CHECKING:
     from duovisor.controlling.memory_folder import MemoryFolder
     from duovisor.controlling.run_folder import RunFolder
     from duovisor.directories import Directories
+    from duovisor.spec.vm import VirtualMachineSpec
 
 CURRENT, DECIDED = "current", "decided"
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where one VM lives; this process owns it until ``remove`` or ``release``."""
+    """Where one VM lives; this process owns it until ``remove`` or ``release``.
+
+    ``lasting`` is the folder of what outlasts its runs; a VM in the foreground has none.
+    """
 
     folder: RunFolder
     memory: MemoryFolder
+    lasting: Path | None = None
 
     @property
     def run_dir(self) -> Path:
         return self.folder.path
 
     @property
-    def uefi_variables(self) -> Path:
-        """The VM's own copy of UEFI's variables, if it has UEFI."""
-        return self.run_dir / "uefi-vars.fd"
+    def kept(self) -> Path:
+        """The folder of what the VM's next run should find, as far as there is one."""
+        return self.lasting or self.run_dir
 
     @property
     def memory_file(self) -> Path:
@@ -53,9 +59,9 @@ class Place:
         """Remove the folder of an incarnation that has ended."""
         shutil.rmtree(self.run_dir / str(number), ignore_errors=True)
 
-    def give_files(self, owner: int | None) -> None:
+    def give_files(self, spec: VirtualMachineSpec, owner: int | None) -> None:
         """Let the VMM that runs as ``owner`` have memory and variables; root has them anyway."""
-        for path in (self.memory_file, self.uefi_variables):
+        for path in (self.memory_file, variables_path(spec, self.kept)):
             if owner is not None and path.exists():
                 os.chown(path, owner, owner)
 
@@ -88,8 +94,8 @@ class Place:
             stack.callback(self.memory.release)
 
 
-async def make_place(name: str, directories: Directories) -> Place:
-    """A place for a VM that is about to start.
+async def make_place(name: str, directories: Directories, lasting: Path | None = None) -> Place:
+    """A place for a VM that is about to start; ``lasting`` as in ``Place``.
 
     Raises ``NameInUseError``, ``HostLacksError`` or ``ControllingError``, and has undone everything then.
     """
@@ -100,6 +106,6 @@ async def make_place(name: str, directories: Directories) -> Place:
         await claim(folder)
         unclaimed.pop_all()
         undo.callback(folder.remove)
-        place = Place(folder, open_memory_folder(directories.runtime))
+        place = Place(folder, open_memory_folder(directories.runtime), lasting)
         undo.pop_all()
     return place

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from duovisor.controlling.errors import BootFileError, HostLacksError, MemoryTooLargeError
 from duovisor.hardware.accelerator import decide_accelerator
 from duovisor.sandbox import SandboxTools
-from duovisor.spec.vm import Accelerator, Design, Firmware
+from duovisor.spec.vm import Accelerator, Design
 
 if TYPE_CHECKING:
     from duovisor.hardware.accelerator import AcceleratorDecision
     from duovisor.hardware.capabilities import DevKvm, HostCapabilities
     from duovisor.spec.vm import VirtualMachineSpec
-
-# Debian and Ubuntu: the 4 MiB build first, as newer releases have only that one
-OVMF = Path("/usr/share/OVMF")
-OVMF_PAIRS = (("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"), ("OVMF_CODE.fd", "OVMF_VARS.fd"))
 
 
 def check_memory(spec: VirtualMachineSpec, host_memory_mib: int) -> None:
@@ -42,29 +37,6 @@ def check_boot_files(spec: VirtualMachineSpec) -> None:
 
 def _field(what: str) -> str:
     return "path" if what == "kernel" else what
-
-
-def find_ovmf() -> tuple[Path, Path] | tuple[None, None]:
-    """The UEFI firmware of this host: code and the template of its variables."""
-    for code, variables in OVMF_PAIRS:
-        if (OVMF / code).is_file() and (OVMF / variables).is_file():
-            return OVMF / code, OVMF / variables
-    return None, None
-
-
-def copy_uefi_variables(
-    spec: VirtualMachineSpec, template: Path | None, target: Path, owner: int | None
-) -> Path | None:
-    """Give the VM a copy of the variables to write to, owned by ``owner``, unless it has one."""
-    if spec.firmware is not Firmware.UEFI or template is None:
-        return None
-    if target.exists():
-        return target
-    shutil.copyfile(template, target)
-    target.chmod(0o600)
-    if owner is not None:
-        os.chown(target, owner, owner)
-    return target
 
 
 def find_sandbox_tools(design: Design, capabilities: HostCapabilities) -> SandboxTools:

@@ -53,6 +53,11 @@ def open_run_folder(vms: Path, name: str) -> RunFolder:
     return RunFolder(folder, _own(folder))
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder with all it holds, if it is there."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
 def list_run_folders(vms: Path) -> list[str]:
     """The names of all run folders, with an owner or without, sorted."""
     try:

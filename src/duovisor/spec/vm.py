@@ -365,6 +365,7 @@ class VirtualMachineSpec(SpecModel):
     cpus: int = Field(default=1, ge=1, le=255)
     memory_mib: Annotated[int, BeforeValidator(_read_memory)] = Field(default=512, ge=16, le=16 << 20)
     firmware: Firmware = Firmware.BIOS
+    secure_boot: bool = False
     kernel: KernelSpec | None = None
     disks: tuple[DiskSpec, ...] = Field(default=(), max_length=MAX_DISKS)
     nics: tuple[NicSpec, ...] = Field(default=(), max_length=MAX_NICS)
@@ -388,6 +389,8 @@ class VirtualMachineSpec(SpecModel):
             raise ValueError("firmware direct-kernel needs a kernel: add kernel.path")
         if self.firmware is not Firmware.DIRECT_KERNEL and self.kernel is not None:
             raise ValueError(f"a kernel is loaded only with firmware direct-kernel, not {self.firmware}")
+        if self.secure_boot and self.firmware is not Firmware.UEFI:
+            raise ValueError(f"secure_boot is for firmware uefi, not {self.firmware}")
         places = [disk.volume or disk.path for disk in self.disks]
         for place, disk in zip(places, self.disks, strict=True):
             if place and not disk.read_only and places.count(place) > 1:

@@ -49,6 +49,11 @@ def test_options_take_the_file_s_place() -> None:
     assert base["cpus"] == 1  # the file's document is not changed
 
 
+def test_secure_boot_means_uefi() -> None:
+    assert build("--secure-boot") == {"secure_boot": True, "firmware": "uefi"}
+    assert build("--secure-boot", "--firmware", "bios")["firmware"] == "bios"  # which the check refuses
+
+
 def test_a_kernel_is_completed_and_sets_the_firmware() -> None:
     assert build("--kernel", "k") == {"kernel": {"path": "k"}, "firmware": "direct-kernel"}
     base = {"kernel": {"path": "k", "command_line": "old"}, "firmware": "direct-kernel"}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +10,12 @@ import pytest
 from tests.unit.hardware.recorded_hosts import PLAIN_VM, XEON
 from tests.unit.hardware.test_check import build_capabilities
 
-from duovisor.controlling import preflight
 from duovisor.controlling.errors import BootFileError, HostLacksError, MemoryTooLargeError
 from duovisor.controlling.preflight import (
     check_boot_files,
     check_memory,
     choose_accelerator,
-    copy_uefi_variables,
     find_kvm_gids,
-    find_ovmf,
     find_sandbox_tools,
 )
 from duovisor.hardware.capabilities import DevKvm
@@ -52,30 +47,6 @@ def test_boot_files(tmp_path: Path) -> None:
             check_boot_files(spec)
         assert f"{value} is no readable file" in caught.value.message
         assert caught.value.remedy == f"correct kernel.{field}"
-
-
-def test_ovmf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "OVMF", tmp_path)
-    assert find_ovmf() == (None, None)
-    (tmp_path / "OVMF_CODE_4M.fd").touch()
-    assert find_ovmf() == (None, None)  # half of a pair is none
-    for name in ("OVMF_CODE.fd", "OVMF_VARS.fd"):
-        (tmp_path / name).touch()
-    assert find_ovmf() == (tmp_path / "OVMF_CODE.fd", tmp_path / "OVMF_VARS.fd")
-    (tmp_path / "OVMF_VARS_4M.fd").touch()
-    assert find_ovmf() == (tmp_path / "OVMF_CODE_4M.fd", tmp_path / "OVMF_VARS_4M.fd")
-
-
-def test_uefi_variables_are_a_copy_of_the_vm_s_own(tmp_path: Path) -> None:
-    template, target = tmp_path / "template", tmp_path / "vars"
-    template.write_bytes(b"variables")
-    template.chmod(0o444)
-    assert copy_uefi_variables(build(), template, target, None) is None
-    assert copy_uefi_variables(build(firmware="uefi"), None, target, None) is None
-    assert not target.exists()
-    assert copy_uefi_variables(build(firmware="uefi"), template, target, os.geteuid()) == target
-    assert target.read_bytes() == b"variables"
-    assert stat.S_IMODE(target.stat().st_mode) == 0o600
 
 
 def test_tools_for_a_sandbox() -> None:

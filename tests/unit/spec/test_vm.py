@@ -119,6 +119,11 @@ def test_bad_cpus(cpus: object) -> None:
     assert refuse(cpus=cpus).startswith("cpus: ")
 
 
+def test_secure_boot_is_uefi_s() -> None:
+    assert build(firmware="uefi", secure_boot=True).secure_boot
+    assert "secure_boot is for firmware uefi, not bios" in refuse(secure_boot=True)
+
+
 def test_kernel_and_firmware_belong_together() -> None:
     kernel = {"path": "/boot/vmlinuz"}
     assert build(firmware="direct-kernel", kernel=kernel).kernel.command_line == ""

@@ -143,7 +143,7 @@ class _Move:
     async def _start(self, new: Incarnation) -> None:
         self._enter(Step.START)
         machine = self._machine
-        machine.place.give_files(new.vmm.owner)
+        machine.place.give_files(new.spec, new.vmm.owner)
         new.prepare()
         self._cards = CardMoves(self._old, new)
         await new.begin(
@@ -236,5 +236,5 @@ class _Move:
         await new.end()
         machine.other = None
         machine.place.remove_incarnation(new.number)
-        machine.place.give_files(self._old.vmm.owner)
+        machine.place.give_files(self._old.spec, self._old.vmm.owner)
         machine.write()

@@ -25,6 +25,7 @@ from duovisor.controlling.service.routes import (
     console,
     drivers,
     events,
+    firmware,
     host,
     images,
     operations,
@@ -50,7 +51,20 @@ DESCRIPTION = (
     "Virtual machines of one host in both hypervisor designs. "
     "What may take a second answers 202 with an operation; changes need If-Match."
 )
-ROUTERS = (vms, console, pools, volumes, images, host, operations, events, tokens, drivers, service_routes)
+ROUTERS = (
+    vms,
+    firmware,
+    console,
+    pools,
+    volumes,
+    images,
+    host,
+    operations,
+    events,
+    tokens,
+    drivers,
+    service_routes,
+)
 
 _log = logging.getLogger(__name__)
 

@@ -52,6 +52,15 @@ class HostVms:
         """The folder of what guests printed."""
         return self._directories.state / "consoles"
 
+    @property
+    def lasting_folders(self) -> Path:
+        """The folder of the folders of what outlasts VMs' runs."""
+        return self._directories.state / "vms"
+
+    def lasting(self, uuid: str) -> Path:
+        """Where a VM keeps what its next run should find: UEFI's variables, its TPM's memory."""
+        return self.lasting_folders / uuid
+
     def console_log(self, uuid: str) -> Path:
         """Where a VM's console output is kept, through all its runs."""
         return self.console_logs / f"{uuid}.log"
@@ -85,6 +94,7 @@ class HostVms:
                 self._driver_teller(record.name, record.uuid),
                 uuid=record.uuid,
                 console_log=self.console_log(record.uuid),
+                lasting=self.lasting(record.uuid),
             )
         except BaseException as error:
             said = "its start was cancelled" if isinstance(error, asyncio.CancelledError) else str(error)
@@ -102,7 +112,14 @@ class HostVms:
         log = self.console_log(left.uuid)
         tell = self._driver_teller(left.spec.name, left.uuid)
         return await Machine.adopt(
-            folder, left, self._directories, log, self._factories, self._capabilities, tell
+            folder,
+            left,
+            self._directories,
+            log,
+            self._factories,
+            self._capabilities,
+            tell,
+            lasting=self.lasting(left.uuid),
         )
 
     def activate(self, uuid: str, machine: Machine, kind: EventKind) -> None:

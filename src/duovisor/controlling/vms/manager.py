@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from duovisor.controlling.anatomy import read_anatomy
 from duovisor.controlling.console_log import read_console_log, remove_console_log
+from duovisor.controlling.firmware_files import remove_variables
+from duovisor.controlling.run_folder import remove_folder
 from duovisor.controlling.vms.autostart import run_autostart
 from duovisor.controlling.vms.boot import read_boot_id
 from duovisor.controlling.vms.definitions import Definitions, check_revision
@@ -165,7 +167,16 @@ class VmManager:
             await self._definitions.delete(seen, if_revision)
             self._runs.forget(seen.uuid)
             await asyncio.to_thread(remove_console_log, self._host.console_log(seen.uuid))
+            await asyncio.to_thread(remove_folder, self._host.lasting(seen.uuid))
         self._tell(EventKind.DELETED, name, seen.uuid)
+
+    async def reset_nvram(self, name: str) -> None:
+        """Forget the UEFI variables of a VM that does not run; its next start begins with fresh ones."""
+        with self._exclusive(name, "reset the NVRAM of"):
+            record = await self._definitions.get(name)
+            self._require_resting(record, "reset the NVRAM of")
+            await asyncio.to_thread(remove_variables, self._host.lasting(record.uuid))
+        self._tell(EventKind.NVRAM_RESET, name, record.uuid)
 
     async def start(self, name: str, progress: Progress = ignore_progress) -> None:
         """Start a VM. Raises what ``Machine.start`` raises, with nothing left on the host."""

@@ -130,6 +130,7 @@ class EventKind(StrEnum):
     PAUSED = "paused"
     RESUMED = "resumed"
     RESET = "reset"
+    NVRAM_RESET = "nvram-reset"
     STOPPED = "stopped"
     CRASHED = "crashed"
     SWITCHED = "switched"

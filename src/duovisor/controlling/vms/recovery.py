@@ -18,7 +18,7 @@ from duovisor.controlling.description import FILE, load_description
 from duovisor.controlling.errors import ControllingError, NameInUseError
 from duovisor.controlling.leftovers import can_go_on, undo
 from duovisor.controlling.memory_folder import remove_orphaned_memory
-from duovisor.controlling.run_folder import list_run_folders, open_run_folder
+from duovisor.controlling.run_folder import list_run_folders, open_run_folder, remove_folder
 from duovisor.controlling.supervision.factories import remove_orphaned_logs
 from duovisor.controlling.vms.documents import Intent
 from duovisor.controlling.vms.records import Autostart, EventKind, Fault, RecoveryReport, VmEvent, now
@@ -191,7 +191,7 @@ class Recovery:
         self._emit(VmEvent(kind=kind, name=run.name, uuid=run.uuid, message=message))
 
     def _sweep(self, vms: Path) -> None:
-        """Remove memory files without a run folder, and console logs of VMs that were deleted."""
+        """Remove memory files without a run folder, and what VMs that were deleted had kept."""
         if self._directories.runtime.is_dir():
             swept = remove_orphaned_memory(self._directories.runtime, vms)
             swept += remove_orphaned_logs(self._directories.runtime)
@@ -199,6 +199,10 @@ class Recovery:
         for path in self._host.console_logs.glob("*.log"):
             if path.stem not in self._runs:
                 remove_console_log(path)
+                self._found["removed"].append(str(path))
+        for path in self._host.lasting_folders.glob("*"):
+            if path.name not in self._runs:
+                remove_folder(path)
                 self._found["removed"].append(str(path))
 
 

@@ -18,6 +18,13 @@ SANDBOX_INITRD = "/boot/initrd"
 SANDBOX_UEFI_CODE = "/boot/uefi-code"
 SANDBOX_UEFI_VARS = "/boot/uefi-vars"
 
+# the variables can be written by code in system management mode alone, which never sleeps (OVMF's README)
+SECURE_BOOT = (
+    "-machine", "smm=on",
+    "-global", "driver=cfi.pflash01,property=secure,value=on",
+    "-global", "ICH9-LPC.disable_s3=1",
+)  # fmt: skip
+
 
 def build_firmware(spec: VirtualMachineSpec, paths: VmmPaths, *, sandboxed: bool) -> list[str]:
     """Arguments for the specified firmware. Raises ``PlanError`` where UEFI's files are missing."""
@@ -25,7 +32,7 @@ def build_firmware(spec: VirtualMachineSpec, paths: VmmPaths, *, sandboxed: bool
         case Firmware.BIOS:
             return ["-boot", "strict=on"]
         case Firmware.UEFI:
-            return _build_uefi(paths, sandboxed=sandboxed)
+            return [*_build_uefi(paths, sandboxed=sandboxed), *(SECURE_BOOT if spec.secure_boot else ())]
         case Firmware.DIRECT_KERNEL:
             assert spec.kernel is not None  # the spec's own check
             return _build_kernel(spec.kernel, sandboxed=sandboxed)
