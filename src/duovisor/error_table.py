@@ -97,6 +97,12 @@ MEANINGS: dict[str, Meaning] = {
     "volume-in-use": _CONFLICT,
     "volume-broken": Meaning(409, 6),
     "volume-content": Meaning(409, 2),
+    # controlling: snapshots
+    "snapshot-not-found": _NOT_FOUND,
+    "snapshot-exists": _CONFLICT,
+    "snapshot-refused": _CONFLICT,
+    "snapshot-full": _HOST_CANNOT,
+    "snapshot-broken": Meaning(409, 6),
     # controlling: images and the probe guest
     "image-not-found": _NOT_FOUND,
     "image-broken": Meaning(409, 6),

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from duovisor.controlling.anatomy import Anatomy, ProcessAnatomy
 from duovisor.controlling.description import Duty
 from duovisor.controlling.moving.errors import MoveFailedError, MoveRefusedError
+from duovisor.controlling.snapshots.documents import SnapshotView
+from duovisor.controlling.snapshots.errors import SnapshotExistsError, SnapshotNotFoundError
 from duovisor.controlling.supervision.records import DeviceState, DriverStatus, Replacement
 from duovisor.controlling.vms.errors import (
     DeviceNotFoundError,
@@ -89,6 +91,7 @@ class FakeVmManager:
         self._emit = emit
         self._vms: dict[str, VmView] = {}
         self._consoles: dict[str, FakeConsole] = {}
+        self._snapshots: dict[tuple[str, str], SnapshotView] = {}
         self._revision = 100
 
     async def open(self) -> None: ...
@@ -200,6 +203,37 @@ class FakeVmManager:
         self._emit(VmEvent(kind=EventKind.VMM_UPDATED, name=name, uuid=vm.record.uuid))
         progress(100, "QEMU 7.2.22 → 10.0.3: paused 18.2 ms, 412 KiB moved, 0.3 s in all")
         return build_move(vm.record.spec.design, vm.record.spec.design)
+
+    async def list_snapshots(self, name: str) -> tuple[SnapshotView, ...]:
+        uuid = (await self.get(name)).record.uuid
+        return tuple(each for (owner, _), each in self._snapshots.items() if owner == uuid)
+
+    async def get_snapshot(self, name: str, snapshot: str) -> SnapshotView:
+        uuid = (await self.get(name)).record.uuid
+        if (uuid, snapshot) not in self._snapshots:
+            raise SnapshotNotFoundError(f"there is no snapshot {snapshot!r}")
+        return self._snapshots[uuid, snapshot]
+
+    async def create_snapshot(self, name: str, snapshot: str, progress: Progress) -> None:
+        vm = await self.get(name)
+        self._require(vm, State.RUNNING, State.PAUSED)
+        if (vm.record.uuid, snapshot) in self._snapshots:
+            raise SnapshotExistsError(f"there is a snapshot {snapshot!r} already")
+        self._snapshots[vm.record.uuid, snapshot] = SnapshotView(
+            name=snapshot, created_at=now(), memory_mib=vm.record.spec.memory_mib, memory_bytes=182 << 20,
+            disks={"disk0": 1 << 30}, host_bytes=300 << 20, processor="a processor", pause_ms=210.3,
+        )  # fmt: skip
+        progress(100, "paused 210.3 ms, 182 MiB of memory, 1 disk, 300 MiB on the host")
+
+    async def restore_snapshot(self, name: str, snapshot: str, progress: Progress) -> None:
+        vm = await self.get(name)
+        self._require(vm, *NOT_RUNNING)
+        self._enter(name, State.RUNNING, EventKind.STARTED)
+        progress(100, "runs on from 2026-01-02 03:04:05")
+
+    async def delete_snapshot(self, name: str, snapshot: str) -> None:
+        await self.get_snapshot(name, snapshot)
+        del self._snapshots[(await self.get(name)).record.uuid, snapshot]
 
     async def resize_volume(self, volume: str, size_bytes: int) -> None:
         raise WrongStateError(f"volume {volume} is in use, and not by a VM that names it")

@@ -17,6 +17,15 @@ def complete_vm(ctx: click.Context, parameter: click.Parameter, incomplete: str)
     return _complete("/v1/vms", lambda item: str(item["record"]["name"]), incomplete)
 
 
+def complete_snapshot(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """The names of a VM's snapshots that begin like this; the VM was named before."""
+    from duovisor.client.service import vm_path
+
+    vm = ctx.params.get("vm")
+    path = f"{vm_path(str(vm))}/snapshots"
+    return _complete(path, lambda item: str(item["name"]), incomplete) if vm else []
+
+
 def complete_operation(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """The ids of operations that begin like this."""
     return _complete("/v1/operations", lambda item: str(item["id"]), incomplete)

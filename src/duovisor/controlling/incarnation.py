@@ -38,12 +38,12 @@ from duovisor.hypervisor.errors import HypervisorError, VmmGoneError, WrongState
 from duovisor.hypervisor.qemu.devices import device_socket
 from duovisor.hypervisor.qemu.disks import disk_socket
 from duovisor.hypervisor.qemu.nics import nic_socket
-from duovisor.hypervisor.thin_plan import CONSOLE_CHANNEL
+from duovisor.hypervisor.thin_plan import CONSOLE_CHANNEL, STATE
 from duovisor.spec.vm import Design, DiskFormat, VmmKind
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Coroutine, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
     from pathlib import Path
 
     from duovisor.controlling.description import ProcessDescription
@@ -130,10 +130,12 @@ class Incarnation:
         *,
         die_with_owner: bool = False,
         old: Incarnation | None = None,
+        state: int | None = None,
     ) -> None:
         """Start the processes after ``prepare``; the VMM has not been greeted and runs nothing yet.
 
-        What the drivers of an ``old`` incarnation hold, those of this one are given too.
+        What the drivers of an ``old`` incarnation hold, those of this one are given too; ``state`` is the
+        descriptor of a saved state that its VMM goes on from.
         Raises ``DuovisorError``; ``end`` undoes everything.
         """
         inside = self.spec.design is Design.MONOLITHIC
@@ -143,7 +145,7 @@ class Incarnation:
             console_log,
             die_with_owner=die_with_owner,
             record=self._record,
-            taps=self.taps if inside else {},
+            taps=self.taps if inside else {STATE: state} if state is not None else {},
         )
         if self.vmm.plan.bound:
             await self._start_late(self.vmm.plan.bound)
@@ -157,9 +159,15 @@ class Incarnation:
                 found.append((disk, device.plan.descriptors["image"]))
         return found
 
-    async def run(self) -> None:
-        """Greet the VMM and start the processors. Raises ``VmmStartError`` or ``PartitionError``."""
-        await self.unless_lost(self.vmm.run())
+    async def run(self, loaded: Awaitable[None] | None = None) -> None:
+        """Greet the VMM and, when its memory is ``loaded``, start the processors.
+
+        Raises ``VmmStartError``, ``PartitionError``, or what ``loaded`` raises.
+        """
+        await self.unless_lost(self.vmm.greet())
+        if loaded is not None:
+            await loaded
+        await self.unless_lost(self.vmm.go())
 
     def settle(self) -> None:
         """Every process has its own number by now; write down which."""

@@ -11,6 +11,7 @@ import asyncio
 import os
 import time
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from duovisor.controlling.console import Console
@@ -21,6 +22,7 @@ from duovisor.controlling.machine_place import CURRENT, Place, make_place
 from duovisor.controlling.memory_folder import open_memory_folder
 from duovisor.controlling.moving.recovery import conclude_move, take_disks_back
 from duovisor.controlling.resources.vm_group import VmGroup, find_vm_group, open_vm_group
+from duovisor.controlling.snapshots.loading import loading, open_state
 from duovisor.controlling.supervision.factories import Factories
 from duovisor.controlling.supervision.records import ignore_driver_events
 from duovisor.controlling.vmm_choice import VmmDecision
@@ -33,7 +35,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
     from pathlib import Path
 
+    from duovisor.controlling.machine_checks import CheckedStart
     from duovisor.controlling.run_folder import RunFolder
+    from duovisor.controlling.snapshots.loading import SavedMachine
     from duovisor.controlling.supervision.device import DeviceSupervisor
     from duovisor.controlling.supervision.records import Tell
     from duovisor.directories import Directories
@@ -116,14 +120,16 @@ class Machine:
         die_with_owner: bool = False,
         console_log: Path | None = None,
         lasting: Path | None = None,
+        saved: SavedMachine | None = None,
     ) -> Machine:
         """Start a VM in the design of its specification.
 
         ``factories`` make the partitions of its drivers, and ``tell`` is told what happens to those. ``uuid``
         names it to who may adopt it; without one it is undone when its owner was killed. ``die_with_owner``:
         its VMM ends when this process is killed. What the guest prints is kept in ``console_log``, by default
-        in the run folder; ``lasting`` is the folder of what outlasts this run. Raises ``DuovisorError``, with
-        everything undone; every check that can be made is made before the first process starts.
+        in the run folder; ``lasting`` is the folder of what outlasts this run. It begins where it was
+        ``saved``, if it was. Raises ``DuovisorError``, with everything undone; every check that can be made
+        is made before the first process starts.
         """
         checked = check_start(spec, capabilities)
         with ExitStack() as undo:
@@ -134,7 +140,8 @@ class Machine:
             machine.die_with_owner = die_with_owner
             machine.console_log = console_log or place.run_dir / "console.log"
             run_dir = place.open_incarnation(1)
-            vmm = Vmm(checked.build_plan(run_dir, place), run_dir, checked.tools)
+            plan = checked.build_plan(run_dir, place, restored=saved is not None)
+            vmm = Vmm(plan, run_dir, checked.tools)
             machine.current = machine.make_incarnation(1, spec, checked.vmm, vmm, held)
             undo.pop_all()
         try:
@@ -143,13 +150,26 @@ class Machine:
             machine.write()  # from here on a successor can undo what we do
             create_memory_file(place.memory_file, spec.memory_mib, vmm.owner)
             machine.current.prepare()
-            await machine.current.begin(checked, machine.console_log, die_with_owner=die_with_owner)
-            await machine.current.run()
+            await machine._begin(checked, saved)
             await machine._settle(adopted=False)
         except BaseException:
             await machine.clean_up()
             raise
         return machine
+
+    async def _begin(self, checked: CheckedStart, saved: SavedMachine | None) -> None:
+        begin = partial(self.current.begin, checked, self.console_log, die_with_owner=self.die_with_owner)
+        if saved is None:
+            await begin()
+            await self.current.run()
+            return
+        async with loading(saved, self.place.memory_file) as loaded:
+            state = open_state(saved)
+            try:
+                await begin(state=state)
+            finally:
+                os.close(state)
+            await self.current.run(loaded)
 
     @classmethod
     async def adopt(

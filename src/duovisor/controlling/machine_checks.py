@@ -58,13 +58,14 @@ class CheckedStart(NamedTuple):
     chains: tuple[tuple[ImageFile, ...], ...]
     devices: tuple[OpenDevice, ...]
 
-    def build_plan(self, run_dir: Path, place: Place) -> LaunchPlan:
+    def build_plan(self, run_dir: Path, place: Place, *, restored: bool = False) -> LaunchPlan:
         """The launch plan of a VMM with the folder ``run_dir``.
 
-        For UEFI, the VM's variables are made if it has none. Raises ``HostLacksError`` or ``BootFileError``.
+        ``restored``: it inherits a saved state, which the thin VMM alone can. For UEFI, its variables are
+        made if it has none. Raises ``HostLacksError`` or ``BootFileError``.
         """
         if self.vmm.kind is VmmKind.THIN:
-            return self._build_thin_plan(place)
+            return self._build_thin_plan(place, restored=restored)
         qemu_path, qemu = self.capabilities.require_qemu()
         firmware = find_firmware(self.spec)
         sandboxed = self.spec.design is Design.MICROKERNELIZED
@@ -84,7 +85,7 @@ class CheckedStart(NamedTuple):
         gids = find_kvm_gids(self.capabilities)
         return build_launch_plan(self.spec, qemu, self.decision.accelerator, paths, gids)
 
-    def _build_thin_plan(self, place: Place) -> LaunchPlan:
+    def _build_thin_plan(self, place: Place, *, restored: bool) -> LaunchPlan:
         paths = ThinPaths(
             interpreter=interpreter(),
             runtime=find_standard_library(),
@@ -93,7 +94,8 @@ class CheckedStart(NamedTuple):
             libraries=find_libraries(),
             devices=tuple(DeviceShape(device.device_type) for device in self.devices),
         )
-        return build_thin(self.spec, self.decision.accelerator, paths, find_kvm_gids(self.capabilities))
+        kvm_gids = find_kvm_gids(self.capabilities)
+        return build_thin(self.spec, self.decision.accelerator, paths, kvm_gids, restored=restored)
 
 
 def check_start(spec: VirtualMachineSpec, capabilities: HostCapabilities) -> CheckedStart:

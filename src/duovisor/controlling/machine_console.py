@@ -49,7 +49,7 @@ def plan_console(spec: VirtualMachineSpec, descriptors: dict[str, int]) -> Devic
 
 
 def open_console(spec: VirtualMachineSpec, run_dir: Path, log: Path, held: ExitStack) -> dict[str, int]:
-    """Bind the sockets in ``run_dir`` and open the log; ``held`` closes them, and removes the sockets.
+    """Bind the sockets in ``run_dir``, with which they are removed, and open the log; ``held`` closes them.
 
     Raises ``PartitionError`` or ``HypervisorError``.
     """
@@ -83,7 +83,6 @@ def _bind(path: Path, held: ExitStack) -> int:
         listener.bind(str(path))
     except OSError as error:
         raise PartitionError(f"cannot bind {path}: {error}") from error
-    held.callback(path.unlink, missing_ok=True)
     listener.listen(4)
     listener.setblocking(False)
     return listener.fileno()

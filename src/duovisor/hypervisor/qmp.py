@@ -146,6 +146,10 @@ class Qmp:
             raise VmmGoneError(f"{self.name}: the VMM takes no descriptor") from error
         await self.execute("getfd", fdname=name)
 
+    async def save_machine(self, descriptor: str) -> None:
+        """Have a stopped thin VMM write its state to the descriptor that it was sent by this name."""
+        await self.execute("x-duovisor-save", fdname=descriptor)
+
     async def closefd(self, name: str) -> None:
         """Have the VMM close a descriptor that it was given and has not used."""
         await self.execute("closefd", fdname=name)

@@ -22,6 +22,7 @@ from duovisor.hypervisor.migration import handover
 from duovisor.hypervisor.qemu.console import CONSOLE_LOG, QMP_SOCKET
 from duovisor.hypervisor.qemu.nics import nic_backend
 from duovisor.hypervisor.qmp import Qmp
+from duovisor.hypervisor.thin_plan import STATE
 from duovisor.sandbox import build_sandbox_argv
 
 if TYPE_CHECKING:
@@ -337,6 +338,15 @@ class Vmm:
             await self._waiting.load(stream)
         finally:
             self._waiting.close()
+
+    async def write_state(self, descriptor: int) -> None:
+        """Have a paused thin VMM write its machine's state, without the memory, to an open file.
+
+        Raises ``WrongStateError``, ``QmpError``, ``QmpTimeoutError`` or ``VmmGoneError``.
+        """
+        self.lifecycle.require({State.PAUSED}, "save the state of")
+        await self._qmp.getfd(STATE, descriptor)
+        await self._qmp.save_machine(STATE)
 
     async def set_link(self, nic: str, *, up: bool) -> None:
         """Plug the cable of a network card in or out. Raises ``WrongStateError`` or ``QmpError``."""

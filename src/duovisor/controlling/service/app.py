@@ -30,6 +30,7 @@ from duovisor.controlling.service.routes import (
     images,
     operations,
     pools,
+    snapshots,
     tokens,
     vms,
     volumes,
@@ -54,6 +55,7 @@ DESCRIPTION = (
 ROUTERS = (
     vms,
     firmware,
+    snapshots,
     console,
     pools,
     volumes,

@@ -59,6 +59,7 @@ _BAD = frozenset(
         EventKind.START_FAILED,
         EventKind.SWITCH_FAILED,
         EventKind.VMM_UPDATE_FAILED,
+        EventKind.SNAPSHOT_FAILED,
         EventKind.CRASHED,
         EventKind.FAULT,
     }

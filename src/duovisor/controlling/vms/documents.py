@@ -28,6 +28,7 @@ class Intent(StrEnum):
     SHUTDOWN = "shutdown"
     STOP = "stop"
     SWITCH = "switch"
+    SNAPSHOT = "snapshot"
 
 
 class VmDocument(BaseModel):

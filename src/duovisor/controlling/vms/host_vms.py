@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from duovisor.controlling.description import MachineDescription
     from duovisor.controlling.run_folder import RunFolder
+    from duovisor.controlling.snapshots.loading import SavedMachine
     from duovisor.controlling.supervision.records import DriverEvent, Tell
     from duovisor.controlling.vms.records import VmRecord
     from duovisor.controlling.vms.runs import Runs
@@ -78,10 +79,16 @@ class HostVms:
         """A VM that has a machine; its name cannot change meanwhile."""
         return next((vm for vm in self._active.values() if vm.name == name), None)
 
-    async def start(self, record: VmRecord, spec: VirtualMachineSpec, capabilities: HostCapabilities) -> None:
+    async def start(
+        self,
+        record: VmRecord,
+        spec: VirtualMachineSpec,
+        capabilities: HostCapabilities,
+        saved: SavedMachine | None = None,
+    ) -> None:
         """Start a VM that has no machine; on failure or cancellation, nothing of it stays on the host.
 
-        ``spec`` is its specification with the places of its volumes.
+        ``spec`` is its specification with the places of its volumes; it begins where it was ``saved``.
         """
         run = self._runs.of(record.uuid, record.name).changed(name=record.name)
         await self._runs.write(run.changed(intent=Intent.START))
@@ -95,6 +102,7 @@ class HostVms:
                 uuid=record.uuid,
                 console_log=self.console_log(record.uuid),
                 lasting=self.lasting(record.uuid),
+                saved=saved,
             )
         except BaseException as error:
             said = "its start was cancelled" if isinstance(error, asyncio.CancelledError) else str(error)

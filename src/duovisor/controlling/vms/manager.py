@@ -31,6 +31,7 @@ from duovisor.controlling.vms.records import (
 )
 from duovisor.controlling.vms.recovery import Recovery
 from duovisor.controlling.vms.runs import Runs
+from duovisor.controlling.vms.snapshots import Snapshots
 from duovisor.controlling.vms.status import build_active_status, build_resting_status
 from duovisor.controlling.vms.volumes import check_places, find_disk, grow_disk, lend_none
 from duovisor.hardware.capabilities import read_capabilities
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
     from duovisor.controlling.anatomy import Anatomy
     from duovisor.controlling.console import Console
+    from duovisor.controlling.snapshots.documents import SnapshotView
     from duovisor.controlling.store.interface import Store
     from duovisor.controlling.supervision.records import Replacement
     from duovisor.controlling.vms.active import ActiveVm
@@ -85,6 +87,7 @@ class VmManager:
         self._runs = Runs(store)
         self._host = HostVms(self._runs, directories, self._boot_id, emit, self._capabilities)
         self._moves = Moves(self._definitions, self._host, self._tell)
+        self._snapshots = Snapshots(directories, self._host, lend, self._tell)
         self._actions: dict[str, str] = {}
         self._starts = asyncio.Semaphore(STARTS_PER_CPU * (os.cpu_count() or 1))
 
@@ -95,9 +98,13 @@ class VmManager:
 
     async def recover(self) -> RecoveryReport:
         """Adopt the VMs that run, finish or undo what was interrupted, remove what belongs to no VM."""
-        return await Recovery(
+        removed, problems = await self._snapshots.recover()
+        report = await Recovery(
             self._definitions, self._runs, self._host, self._directories, self._boot_id, self._emit
         ).run()
+        return report.model_copy(
+            update={"removed": (*report.removed, *removed), "problems": (*report.problems, *problems)}
+        )
 
     async def start_autostart_vms(self) -> None:
         """Start the VMs that start with the host, once in each boot."""
@@ -164,6 +171,7 @@ class VmManager:
             seen = await self._definitions.get(name)
             check_revision(seen, if_revision)
             self._require_resting(seen, "delete")
+            self._snapshots.require_none(seen)
             await self._definitions.delete(seen, if_revision)
             self._runs.forget(seen.uuid)
             await asyncio.to_thread(remove_console_log, self._host.console_log(seen.uuid))
@@ -275,6 +283,40 @@ class VmManager:
             vm = await self._require_active(name, action)
             capabilities = await asyncio.to_thread(self._capabilities)
             return await self._moves.update(vm, capabilities, progress)
+
+    async def list_snapshots(self, name: str) -> tuple[SnapshotView, ...]:
+        """A VM's snapshots, oldest first."""
+        return await self._snapshots.list_all(await self._definitions.get(name))
+
+    async def get_snapshot(self, name: str, snapshot: str) -> SnapshotView:
+        """One of a VM's snapshots. Raises ``SnapshotNotFoundError``."""
+        return await self._snapshots.get(await self._definitions.get(name), snapshot)
+
+    async def create_snapshot(self, name: str, snapshot: str, progress: Progress = ignore_progress) -> None:
+        """Save a running VM.
+
+        Raises ``SnapshotExistsError``, ``SnapshotRefusedError``, ``SnapshotFullError`` or
+        ``WrongStateError``.
+        """
+        action = "take a snapshot of"
+        with self._exclusive(name, action):
+            await self._snapshots.take(await self._require_active(name, action), snapshot, progress)
+
+    async def restore_snapshot(self, name: str, snapshot: str, progress: Progress = ignore_progress) -> None:
+        """Run a VM that does not run on from a snapshot.
+
+        Raises ``SnapshotNotFoundError``, ``SnapshotRefusedError``, ``SnapshotBrokenError`` or as ``start``.
+        """
+        with self._exclusive(name, "restore"):
+            record = await self._definitions.get(name)
+            self._require_resting(record, "restore")
+            capabilities = await asyncio.to_thread(self._capabilities)
+            await self._snapshots.restore(record, snapshot, capabilities, progress)
+
+    async def delete_snapshot(self, name: str, snapshot: str) -> None:
+        """Remove a snapshot; the VM may run. Raises ``SnapshotNotFoundError``."""
+        with self._exclusive(name, "delete a snapshot of"):
+            await self._snapshots.delete(await self._definitions.get(name), snapshot)
 
     async def resize_volume(self, volume: str, size_bytes: int) -> None:
         """Make a volume larger under the running VM that writes to it. Raises ``WrongStateError``."""

@@ -145,6 +145,8 @@ class Recovery:
         run = self._runs.of(left.uuid, left.spec.name)
         if run.intent is Intent.SWITCH:
             run = await self._settle_switch(run, machine.spec.design)
+        if run.intent is Intent.SNAPSHOT:
+            await machine.current.resume()  # it stood still for one that nobody finishes
         settled = run.at_rest().changed(state=State.RUNNING, boot_id=self._boot_id)
         if settled != run:
             await self._runs.write(settled)

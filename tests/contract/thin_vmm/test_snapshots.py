@@ -1,0 +1,236 @@
+"""Snapshots by the manager, of a machine with real drivers and a micro guest, on any KVM."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import tempfile
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+from tests.contract.thin_vmm.micro_guest import TICKING, build_image
+
+from duovisor.controlling.snapshots.errors import (
+    SnapshotExistsError,
+    SnapshotFullError,
+    SnapshotNotFoundError,
+    SnapshotRefusedError,
+)
+from duovisor.controlling.store.memory import open_memory_store
+from duovisor.controlling.vms.documents import Intent
+from duovisor.controlling.vms.manager import VmManager
+from duovisor.controlling.vms.records import Autostart
+from duovisor.directories import Directories
+from duovisor.hardware.capabilities import read_capabilities
+from duovisor.hardware.kvm import KvmProbe, KvmState
+from duovisor.hypervisor.errors import WrongStateError
+from duovisor.hypervisor.lifecycle import State
+from duovisor.spec.loading import build_spec
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from duovisor.controlling.store.interface import Store
+    from duovisor.controlling.vms.records import VmEvent
+    from duovisor.hardware.capabilities import HostCapabilities
+
+OLD, NEW = b"before" * 1000, b"after!" * 1000
+DISK_BYTES = 1 << 20
+
+
+class Lab:
+    """One host: folders, a store that outlives managers, a VM whose guest counts for ever."""
+
+    def __init__(self, root: Path, store: Store, capabilities: HostCapabilities) -> None:
+        self.root = root
+        self.directories = Directories(root / "state", root / "run", root / "cache")
+        self.store = store
+        self.capabilities = capabilities
+        self.events: list[VmEvent] = []
+        self.disk = root / "disk.raw"
+        (root / "kernel").write_bytes(build_image(TICKING))
+        self.disk.write_bytes(OLD)
+        os.truncate(self.disk, DISK_BYTES)
+        self.directories.state.mkdir()
+
+    @property
+    def kinds(self) -> list[str]:
+        return [event.kind.value for event in self.events]
+
+    @asynccontextmanager
+    async def managed(self) -> AsyncIterator[VmManager]:
+        manager = VmManager(
+            self.store, self.directories, self.events.append, capabilities=lambda: self.capabilities
+        )
+        await manager.open()
+        await manager.recover()
+        try:
+            yield manager
+        finally:
+            await manager.close()
+
+    async def define(self, manager: VmManager, **changes: object) -> None:
+        document = {
+            "name": "vm", "memory_mib": 64, "design": "microkernelized", "accelerator": "kvm", "vmm": "thin",
+            "firmware": "direct-kernel", "kernel": {"path": str(self.root / "kernel")},
+            "disks": [{"path": str(self.disk)}], **changes,
+        }  # fmt: skip
+        await manager.create(build_spec(document), Autostart())
+
+    async def wait_ticks(self, manager: VmManager, count: int) -> bytes:
+        """All that the guest said, once that is so much."""
+        async with asyncio.timeout(60):
+            while len(said := await manager.read_console_log("vm", 1 << 20)) < count:
+                await asyncio.sleep(0.02)
+        return said
+
+    async def wait_more(self, manager: VmManager) -> bytes:
+        """The same once it has said a good deal more."""
+        return await self.wait_ticks(manager, len(await manager.read_console_log("vm", 1 << 20)) + 64)
+
+
+@pytest.fixture
+def capabilities(tmp_path: Path) -> HostCapabilities:
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        pytest.skip("there is no KVM that this user may open")
+    found = read_capabilities(tmp_path / "cache")
+    if not found.sandbox.works:
+        pytest.skip(f"no sandbox here: {found.sandbox.reason}")
+    device = found.dev_kvm
+    if device is not None and found.is_root and not device.mode & 0o006 and not device.opens_to_its_group:
+        pytest.skip("/dev/kvm opens to root alone, which the sandboxed VMM is not")
+    return replace(found, kvm=KvmProbe(KvmState.WORKS, "for guests of a few bytes"))
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A Unix socket's path may have 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="dvt-", dir="/tmp") as name:
+        yield Path(name)
+
+
+@pytest_asyncio.fixture
+async def lab(short_path: Path, capabilities: HostCapabilities) -> AsyncIterator[Lab]:
+    async with open_memory_store() as store:
+        lab = Lab(short_path, store, capabilities)
+        yield lab
+        async with lab.managed() as manager:
+            if (await manager.get("vm")).status.pid is not None:
+                await manager.stop("vm")
+
+
+def find_gaps(said: bytes) -> int:
+    """How often a letter does not follow the one before."""
+    return sum((b - a) % 16 != 1 for a, b in pairwise(said))
+
+
+async def test_back_to_where_it_was(lab: Lab) -> None:
+    async with lab.managed() as manager:
+        await lab.define(manager)
+        await manager.start("vm")
+        await lab.wait_ticks(manager, 100)
+        said: list[str] = []
+        await manager.create_snapshot("vm", "one", lambda _, message: said.append(message))
+        at_most = len(await manager.read_console_log("vm", 1 << 20))
+        assert said[-1].startswith("paused ")
+        assert (await manager.get("vm")).status.state is State.RUNNING
+        assert find_gaps(await lab.wait_more(manager)) == 0  # it went on as if nothing had been
+        with pytest.raises(SnapshotExistsError):
+            await manager.create_snapshot("vm", "one")
+        with pytest.raises(WrongStateError):
+            await manager.restore_snapshot("vm", "one")
+        await manager.stop("vm")
+        before = await manager.read_console_log("vm", 1 << 20)
+        with lab.disk.open("r+b") as disk:
+            disk.write(NEW)
+        await manager.restore_snapshot("vm", "one")
+        after = await lab.wait_ticks(manager, len(before) + 100)
+        assert lab.disk.read_bytes()[: len(OLD)] == OLD
+        assert find_gaps(after[len(before) :]) == 0
+        first = after[len(before)]
+        assert first in before[:at_most]  # not from the beginning, but from what it counted then
+        [view] = await manager.list_snapshots("vm")
+        assert (view.name, view.disks, view.memory_mib) == ("one", {"disk0": DISK_BYTES}, 64)
+        assert view.memory_bytes < 4 << 20
+        await manager.stop("vm")
+        await manager.restore_snapshot("vm", "one")  # as often as one likes
+        await manager.stop("vm")
+        with pytest.raises(SnapshotRefusedError, match="vm has snapshots: one"):
+            await manager.delete("vm")
+        await manager.delete_snapshot("vm", "one")
+        with pytest.raises(SnapshotNotFoundError):
+            await manager.restore_snapshot("vm", "one")
+    assert not list((lab.directories.state / "snapshots").iterdir())
+    assert [path.name for path in lab.root.iterdir() if "restore" in path.name] == []
+    assert lab.kinds == [
+        "created", "started", "snapshot-taken", "stopped", "started", "snapshot-restored", "stopped",
+        "started", "snapshot-restored", "stopped", "snapshot-deleted",
+    ]  # fmt: skip
+
+
+async def test_what_cannot_be_is_refused_and_changes_nothing(lab: Lab) -> None:
+    async with lab.managed() as manager:
+        await lab.define(manager)
+        with pytest.raises(WrongStateError, match="it does not run"):
+            await manager.create_snapshot("vm", "one")
+        await manager.start("vm")
+        with limit_of_files(1 << 20), pytest.raises(SnapshotFullError, match="no room for the snapshot"):
+            await manager.create_snapshot("vm", "one")
+        assert await manager.list_snapshots("vm") == ()
+        assert not (lab.directories.state / "snapshots").is_dir() or not list(
+            (lab.directories.state / "snapshots").iterdir()
+        )
+        status = (await manager.get("vm")).status
+        assert status.state is State.RUNNING
+        assert "no room" in status.faults[-1].message
+        assert find_gaps(await lab.wait_more(manager)) == 0
+        await manager.create_snapshot("vm", "one")
+        await manager.stop("vm")
+        document = lab.directories.state.glob("snapshots/*/one/snapshot.json")
+        for path in document:
+            path.write_text(path.read_text().replace('"vendor":"', '"vendor":"Other'))
+        lab.disk.write_bytes(NEW)
+        os.truncate(lab.disk, DISK_BYTES)
+        with pytest.raises(SnapshotRefusedError, match="was taken on"):
+            await manager.restore_snapshot("vm", "one")
+        assert lab.disk.read_bytes()[: len(NEW)] == NEW
+        assert (await manager.get("vm")).status.state is State.STOPPED
+
+
+async def test_a_vm_that_stood_still_for_a_snapshot_goes_on_under_the_next_service(lab: Lab) -> None:
+    async with lab.managed() as manager:
+        await lab.define(manager)
+        await manager.start("vm")
+        vm = manager._host.active[0]  # as a service leaves it that is killed in the middle
+        await manager._host.announce(vm, Intent.SNAPSHOT)
+        await vm.machine.vmm.pause()
+        half = lab.directories.state / "snapshots" / vm.uuid / ".half-one"
+        half.mkdir(parents=True)
+        (half / "memory").write_text("half")
+    async with lab.managed() as manager:
+        assert (await manager.get("vm")).status.state is State.RUNNING
+        assert find_gaps(await lab.wait_more(manager)) == 0
+        assert not half.exists()
+        await manager.create_snapshot("vm", "one")
+        await manager.pause("vm")
+        await manager.create_snapshot("vm", "two")
+    async with lab.managed() as manager:
+        assert (await manager.get("vm")).status.state is State.PAUSED  # that was not for a snapshot
+        assert [each.name for each in await manager.list_snapshots("vm")] == ["one", "two"]
+
+
+@contextmanager
+def limit_of_files(size_bytes: int) -> Iterator[None]:
+    """Files of this process cannot become larger, as on a file system that is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
