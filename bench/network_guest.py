@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tests.networks import BRIDGE
 
@@ -39,19 +40,27 @@ ip addr add ADDRESS/24 dev eth0; ip link set eth0 up
 """
 
 
-class Guest(NamedTuple):
+@dataclass(frozen=True)
+class Guest:
     """A guest that is up at ``address``."""
 
     address: str
-    machine: Machine
     probe: ProbeClient
+
+    async def prepare(self, *, extra: bool = False) -> None:
+        """Mount the disk of programs, and give the card its address."""
+        script = PREPARE.replace("ADDRESS", self.address).replace("EXTRA", "extra" if extra else "")
+        await self.output(script)
 
     async def serve_iperf(self, port: int, options: str = "") -> None:
         """Start iperf3's server, and wait until it listens."""
+        await self.output(f"{RUN}iperf3 -s -D -p {port} {options}")
+        await self.wait_iperf(port)
+
+    async def wait_iperf(self, port: int) -> None:
+        """Wait until the server listens; it begins to anew after each client."""
         listens = f"netstat -ltn | grep -q ':{port} '"
-        await self.output(
-            f"{RUN}iperf3 -s -D -p {port} {options}; until {listens}; do sleep 0.1; done", timeout_s=30
-        )
+        await self.output(f"until {listens}; do sleep 0.1; done", timeout_s=30)
 
     async def output(self, command: str, *, timeout_s: float = 60.0) -> str:
         """What a command in the guest prints. Raises ``RuntimeError`` when it fails."""
@@ -62,9 +71,16 @@ class Guest(NamedTuple):
         return printed
 
 
+@dataclass(frozen=True)
+class OwnGuest(Guest):
+    """One on a VM of ours."""
+
+    machine: Machine
+
+
 async def boot_guest(
     stack: AsyncExitStack, design: Design, number: int, programs: Path, extra: Path | None = None
-) -> Guest:
+) -> OwnGuest:
     """A guest of this design at 10.77.0.``number``, with a disk of programs.
 
     ``extra`` is another disk with ext4 on it; the guest has it at ``/extra``.
@@ -84,8 +100,7 @@ async def boot_guest(
     machine, probe, boot_s = await stack.enter_async_context(
         boot_probe(spec, read_capabilities(directories.cache), directories)
     )
-    guest = Guest(f"10.77.0.{number}", machine, probe)
-    script = PREPARE.replace("ADDRESS", guest.address).replace("EXTRA", "extra" if extra else "")
-    await guest.output(script)
+    guest = OwnGuest(f"10.77.0.{number}", probe, machine)
+    await guest.prepare(extra=extra is not None)
     print(f"{design}: up after {boot_s:.2f} s")
     return guest
