@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 from tests.fat_image import build_fat
-from tests.vm.service_host import BOOT_TIMEOUT_S, Rest
+from tests.vm.service_host import ANY, BOOT_TIMEOUT_S, Rest
+
+from duovisor.client.errors import ApiError
+from duovisor.client.service import vm_path
 
 if TYPE_CHECKING:
     from tests.vm.service_host import ServiceHost
@@ -39,25 +44,43 @@ def switch(host: ServiceHost, design: str) -> None:
         client.follow(client.act(NAME, "switch", {"design": design}))
 
 
-def test_variables_outlive_a_pulled_plug_a_change_of_design_and_a_move(host: ServiceHost) -> None:
+def check_tpm(host: ServiceHost, rest: Rest) -> None:
+    """It has written what it must keep; with it gone the guest runs on, and the VM tells of it."""
+    (state,) = host.directories.state.glob("vms/*/tpm/tpm2-00.permall")
+    assert state.stat().st_size > 0
+    with pytest.raises(ApiError, match="its TPM cannot be carried over"):
+        switch(host, "monolithic")
+    (tpm,) = (each for each in rest.show(NAME)["status"]["processes"] if each["role"] == "TPM")
+    os.kill(tpm["pid"], signal.SIGKILL)
+    deadline = time.monotonic() + BOOT_TIMEOUT_S
+    while not (status := rest.show(NAME)["status"])["faults"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert "TPM of tpm: bwrap" in status["faults"][0]["message"]
+    assert status["state"] == "running"
+
+
+def test_what_firmware_keeps_outlives_its_runs_its_design_and_its_vmm(host: ServiceHost) -> None:
     disk = host.directories.state / "shell.raw"
     disk.write_bytes(build_fat({"STARTUP.NSH": SCRIPT.replace("\n", "\r\n").encode()}))
-    spec = {"memory_mib": 128, "firmware": "uefi", "disks": [{"path": str(disk), "read_only": True}]}
+    disks = [{"path": str(disk), "read_only": True}]
+    spec = {"memory_mib": 128, "firmware": "uefi", "tpm": True, "disks": disks}
     rest = Rest(host, spec)
-    rest.create(NAME, "monolithic")
+    rest.create(NAME, "microkernelized")
     rest.act(NAME, "start")
     assert KEPT not in wait_said(rest, ENDED, 1)
+    check_tpm(host, rest)
     rest.act(NAME, "stop")
-    switch(host, "microkernelized")
+    without = {**spec, "name": NAME, "design": "monolithic", "tpm": False}
+    rest.request("PUT", vm_path(NAME), {"spec": without}, **ANY)
     rest.act(NAME, "start")
     assert wait_said(rest, ENDED, 2).count(KEPT) == 1
-    for design in ("monolithic", "microkernelized"):
+    for design in ("microkernelized", "monolithic"):
         switch(host, design)
-    with host.connect() as client:
-        client.follow(client.act(NAME, "reset"))  # the firmware reads its variables again
+    rest.act(NAME, "reset")  # the firmware reads its variables again
     assert wait_said(rest, ENDED, 3).count(KEPT) == 2
     rest.act(NAME, "stop")
-    (variables,) = host.directories.state.glob("vms/*/*")
+    (variables,) = host.directories.state.glob("vms/*/*.fd")
     assert variables.name == "uefi-vars.fd"
     rest.delete(NAME)
     assert list(host.directories.state.glob("vms/*")) == []

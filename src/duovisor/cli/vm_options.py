@@ -64,6 +64,9 @@ _OPTIONS = (
         default=None,
         help="UEFI that starts only what is signed with a key that it knows, at first Microsoft's.",
     ),
+    click.option(
+        "--tpm", is_flag=True, default=None, help="A TPM 2.0 of the VM's own, which keeps its keys."
+    ),
     click.option("--kernel", type=click.Path(), help="Linux kernel to boot without firmware."),
     click.option("--initrd", type=click.Path(), help="Its initial RAM disk."),
     click.option("--append", help="Its command line."),
@@ -87,6 +90,8 @@ def build_document(base: Mapping[str, Any], options: Mapping[str, Any]) -> dict[
     for key in ("name", "design", "cpus", "memory", "accelerator", "vmm", "firmware"):
         if options[key] is not None:
             document[key] = options[key]
+    if options["tpm"]:
+        document["tpm"] = True
     if options["secure_boot"]:
         document["secure_boot"] = True
         document.setdefault("firmware", "uefi")

@@ -62,7 +62,7 @@ def make_variables(spec: VirtualMachineSpec, firmware: UefiFirmware, folder: Pat
     size_bytes, wanted_bytes = path.stat().st_size, firmware.template.stat().st_size
     if size_bytes != wanted_bytes:
         raise BootFileError(
-            f"the UEFI variables of {spec.name} have {size_bytes} bytes, not {wanted_bytes} as this firmware's",
+            f"the UEFI variables of {spec.name} have {size_bytes} bytes; this firmware's have {wanted_bytes}",
             remedy=f"duovisor vm reset-nvram {spec.name} begins with fresh ones",
         )
     if owner is not None:

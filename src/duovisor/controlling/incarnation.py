@@ -34,10 +34,12 @@ from duovisor.controlling.preflight import find_sandbox_tools
 from duovisor.controlling.supervision.adoption import adopt_crew
 from duovisor.controlling.supervision.device import DeviceSupervisor
 from duovisor.controlling.supervision.format import FormatKeeper
+from duovisor.controlling.tpm import start_tpm
 from duovisor.hypervisor.errors import HypervisorError, VmmGoneError, WrongStateError
 from duovisor.hypervisor.qemu.devices import device_socket
 from duovisor.hypervisor.qemu.disks import disk_socket
 from duovisor.hypervisor.qemu.nics import nic_socket
+from duovisor.hypervisor.qemu.tpm import TPM_SOCKET
 from duovisor.hypervisor.thin_plan import CONSOLE_CHANNEL, STATE
 from duovisor.spec.vm import Design, DiskFormat, VmmKind
 
@@ -128,6 +130,7 @@ class Incarnation:
         checked: CheckedStart,
         console_log: Path,
         *,
+        kept: Path | None = None,
         die_with_owner: bool = False,
         old: Incarnation | None = None,
         state: int | None = None,
@@ -135,12 +138,15 @@ class Incarnation:
         """Start the processes after ``prepare``; the VMM has not been greeted and runs nothing yet.
 
         What the drivers of an ``old`` incarnation hold, those of this one are given too; ``state`` is the
-        descriptor of a saved state that its VMM goes on from.
+        descriptor of a saved state that its VMM goes on from; ``kept`` is the folder of what outlasts a run.
         Raises ``DuovisorError``; ``end`` undoes everything.
         """
         inside = self.spec.design is Design.MONOLITHIC
         if not inside:
             await self._start_devices(checked, console_log, old)
+        if checked.tpm is not None and kept is not None:
+            record = partial(self._record, device=TPM_SOCKET)
+            self.helpers[TPM_SOCKET] = start_tpm(checked.tpm, self.name, self.run_dir, kept, record)
         self.vmm.launch(
             console_log,
             die_with_owner=die_with_owner,

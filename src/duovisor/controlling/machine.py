@@ -158,7 +158,13 @@ class Machine:
         return machine
 
     async def _begin(self, checked: CheckedStart, saved: SavedMachine | None) -> None:
-        begin = partial(self.current.begin, checked, self.console_log, die_with_owner=self.die_with_owner)
+        begin = partial(
+            self.current.begin,
+            checked,
+            self.console_log,
+            kept=self.place.kept,
+            die_with_owner=self.die_with_owner,
+        )
         if saved is None:
             await begin()
             await self.current.run()

@@ -18,6 +18,7 @@ from duovisor.controlling.preflight import (
     find_sandbox_tools,
 )
 from duovisor.controlling.python_runtime import PACKAGE, find_standard_library, interpreter
+from duovisor.controlling.tpm import find_tpm_environment
 from duovisor.controlling.vmm_choice import choose_vmm
 from duovisor.hypervisor.build import build_launch_plan
 from duovisor.hypervisor.plan import VmmPaths
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from duovisor.controlling.disk_files import OpenDisk
     from duovisor.controlling.machine_drivers import OpenDevice
     from duovisor.controlling.machine_place import Place
+    from duovisor.controlling.tpm import TpmEnvironment
     from duovisor.controlling.vmm_choice import VmmDecision
     from duovisor.hardware.accelerator import AcceleratorDecision
     from duovisor.hardware.capabilities import HostCapabilities
@@ -57,6 +59,7 @@ class CheckedStart(NamedTuple):
     block_devices: frozenset[str]
     chains: tuple[tuple[ImageFile, ...], ...]
     devices: tuple[OpenDevice, ...]
+    tpm: TpmEnvironment | None = None
 
     def build_plan(self, run_dir: Path, place: Place, *, restored: bool = False) -> LaunchPlan:
         """The launch plan of a VMM with the folder ``run_dir``.
@@ -108,6 +111,7 @@ def check_start(spec: VirtualMachineSpec, capabilities: HostCapabilities) -> Che
     check_boot_files(spec)
     find_firmware(spec)
     check_networks(spec)
+    tpm = find_tpm_environment(spec, capabilities)
     tools = find_sandbox_tools(spec.design, capabilities)
     kept = spec.design is Design.MICROKERNELIZED  # else QEMU opens and locks them itself
     with ExitStack() as stack:
@@ -119,5 +123,5 @@ def check_start(spec: VirtualMachineSpec, capabilities: HostCapabilities) -> Che
     chains = tuple(opened.chain for opened in disks)
     kept_disks = disks if kept else ()
     return CheckedStart(
-        spec, capabilities, decision, vmm, tools, kept_disks, open_disks, block_devices, chains, devices
+        spec, capabilities, decision, vmm, tools, kept_disks, open_disks, block_devices, chains, devices, tpm
     )

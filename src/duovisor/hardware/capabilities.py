@@ -62,6 +62,7 @@ class Tools:
     passt: Path | None
     qemu_storage_daemon: Path | None
     systemd_run: Path | None = None
+    swtpm: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,7 @@ def find_tools(environ: Mapping[str, str]) -> Tools:
         passt=find("passt"),
         qemu_storage_daemon=find("qemu-storage-daemon"),
         systemd_run=find("systemd-run"),
+        swtpm=find("swtpm"),
     )
 
 

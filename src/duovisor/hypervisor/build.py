@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from duovisor.hypervisor.plan import LaunchPlan, VmmPaths
-from duovisor.hypervisor.qemu import console, devices, disks, firmware, machine, nics, pci
+from duovisor.hypervisor.qemu import console, devices, disks, firmware, machine, nics, pci, tpm
 from duovisor.sandbox import ResourceLimits, Sandbox, uid_of
 from duovisor.spec.vm import Accelerator, Design, Firmware
 
@@ -50,6 +50,7 @@ def build_launch_plan(
         *disks.build_disks(spec, qemu, paths.block_devices, paths.chains),
         *nics.build_nics(spec, qemu, accelerator),
         *devices.build_devices(spec, qemu, paths.device_types),
+        *tpm.build_tpm(spec),
         *console.build_monitor(),
         *console.build_console(),
         *console.build_ports(spec),
@@ -60,7 +61,7 @@ def build_launch_plan(
         design=spec.design,
         accelerator=accelerator,
         argv=argv,
-        sockets=(console.QMP_SOCKET, console.CONSOLE_SOCKET, *ports, *channels),
+        sockets=(console.QMP_SOCKET, console.CONSOLE_SOCKET, *ports, *tpm.find_tpm(spec), *channels),
         channels=channels,
         memory_file=paths.memory_file,
         memory_mib=spec.memory_mib,

@@ -81,6 +81,8 @@ def find_obstacle(spec: VirtualMachineSpec, accelerator: Accelerator) -> str | N
         return "the thin VMM runs on KVM alone"
     if spec.firmware is not Firmware.DIRECT_KERNEL:
         return f"the thin VMM loads a kernel itself and has no {spec.firmware.upper()}"
+    if spec.tpm:
+        return "the thin VMM has no TPM"
     if spec.cpus > CPUS_MAX:
         return f"the thin VMM has at most {CPUS_MAX} processors, not {spec.cpus}"
     if spec.memory_mib < MEMORY_MIB_MIN:

@@ -366,6 +366,7 @@ class VirtualMachineSpec(SpecModel):
     memory_mib: Annotated[int, BeforeValidator(_read_memory)] = Field(default=512, ge=16, le=16 << 20)
     firmware: Firmware = Firmware.BIOS
     secure_boot: bool = False
+    tpm: bool = False
     kernel: KernelSpec | None = None
     disks: tuple[DiskSpec, ...] = Field(default=(), max_length=MAX_DISKS)
     nics: tuple[NicSpec, ...] = Field(default=(), max_length=MAX_NICS)

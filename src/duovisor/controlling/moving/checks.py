@@ -84,6 +84,11 @@ def check_carried(spec: VirtualMachineSpec, design: Design) -> None:
                 "move replaces",
                 remedy="put it on a bridge, or stop the VM",
             )
+    if spec.tpm:
+        raise MoveRefusedError(
+            "its TPM cannot be carried over: the process that has it serves one VMM, and holds its state",
+            remedy="stop the VM, or leave tpm out",
+        )
     if spec.devices and outside:
         raise MoveRefusedError(
             "device0 cannot be carried over: QEMU does not migrate vhost-user-rng and its like",
