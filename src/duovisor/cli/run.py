@@ -43,10 +43,10 @@ def command(spec_file: Path | None, as_json: bool, **options: Any) -> int:
     second Ctrl-] pulls the plug. Its definition is gone then, its disks stay. With --json the console is not
     shown, and a summary is printed at the end.
     """
-    from duovisor.cli.vm_document import build_spec_from, find_image
+    from duovisor.cli.vm_document import build_spec_from, find_kernel_image
 
     client = connect()
-    spec = build_spec_from(spec_file, options, lambda name: find_image(client, name))
+    spec = build_spec_from(spec_file, options, lambda name: find_kernel_image(client, name))
     return run(client, spec, as_json=as_json)
 
 

@@ -68,6 +68,20 @@ def find_image(client: ServiceClient, name: str) -> Image:
     return build_image(view)
 
 
+def find_kernel_image(client: ServiceClient, name: str) -> Image:
+    """One that starts from its kernel, for a VM that goes with its command. Raises ``ApiError``."""
+    from duovisor.client.errors import ApiError
+
+    image = find_image(client, name)
+    if image.volume is not None:
+        raise ApiError(
+            "image-use",
+            f"image {name!r} starts from a disk, of which a VM needs a clone of its own",
+            remedy=f"duovisor vm create --image {name} --name NAME --start",
+        )
+    return image
+
+
 def build_image(view: dict[str, Any]) -> Image:
     """An image as the API shows it; what it was built from is not told."""
     from duovisor.controlling.images.image import Image

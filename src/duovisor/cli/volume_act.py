@@ -15,10 +15,12 @@ from duovisor.cli.volume_path import parse_volume, volume_path
 FORMATS = ("qcow2", "raw")
 
 
-def read_size(ctx: click.Context, parameter: click.Parameter, value: str) -> int:
-    """A size as people write it, in bytes."""
+def read_size(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """A size as people write it, in bytes; none where none was given."""
     from duovisor.spec.sizes import parse_bytes
 
+    if value is None:
+        return None
     try:
         return parse_bytes(value)
     except ValueError as error:

@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from duovisor.spec.cloud_init import CloudInitSpec
 from duovisor.spec.model import SpecModel
 from duovisor.spec.sizes import MIB, parse_bytes
 
@@ -206,7 +207,8 @@ class KernelSpec(SpecModel):
 class DiskSpec(SpecModel):
     """A disk: an image file, block device or volume of a pool, seen by the guest as a virtio block device.
 
-    A ``volume`` (``POOL/NAME``) takes the place of ``path`` and ``format``, which are found at each start.
+    A ``volume`` (``POOL/NAME``) takes the place of ``path`` and ``format``, which are found at each start;
+    so does ``cloud_init``, of which a small read-only disk is made for the guest's first boot.
     Microkernelized design: ``on_driver_failure`` is what happens when its drivers keep dying; one that
     completes no request of a waiting guest for ``driver_hang_s`` seconds is replaced (0: never).
 
@@ -220,6 +222,7 @@ class DiskSpec(SpecModel):
     slot: int | None = Field(default=None, ge=0, lt=MAX_DISKS)
     path: Text = ""
     volume: Annotated[str, AfterValidator(check_volume)] | None = None
+    cloud_init: CloudInitSpec | None = None
     driver: DiskDriverName = BLOCK_DRIVER
     key_file: Annotated[Text, StringConstraints(min_length=1)] | None = None
     sector_bytes: Annotated[int, AfterValidator(_check_sector)] = 512
@@ -240,10 +243,35 @@ class DiskSpec(SpecModel):
         """The file of a driver that does not come with duovisor."""
         return self.driver if self.driver.endswith(DRIVER_SUFFIX) else None
 
+    @property
+    def is_found(self) -> bool:
+        """Whether its path is not given but found at each start."""
+        return self.volume is not None or self.cloud_init is not None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_seed(cls, value: Any) -> Any:
+        """What duovisor makes for the guest, the guest only reads."""
+        if isinstance(value, dict) and value.get("cloud_init") is not None and "read_only" not in value:
+            return {**value, "read_only": True}
+        return value
+
+    @model_validator(mode="after")
+    def _check_seed(self) -> DiskSpec:
+        if self.cloud_init is None:
+            return self
+        if self.volume is not None or self.driver != BLOCK_DRIVER or self.format is not DiskFormat.RAW:
+            raise ValueError(
+                "a disk with cloud_init is made by duovisor; leave volume, driver and format out"
+            )
+        if not self.read_only:
+            raise ValueError("a disk with cloud_init is read-only")
+        return self
+
     @model_validator(mode="after")
     def _check_own_driver(self) -> DiskSpec:
         own = self.driver_file is not None
-        if not self.path and not own and self.volume is None:
+        if not self.path and not own and not self.is_found:
             raise ValueError("path is missing: name the disk's image file or block device, or a volume")
         if self.volume is not None and not self.path and self.format is not DiskFormat.RAW:
             raise ValueError(f"volume {self.volume} has a format of its own; leave format out")
@@ -392,6 +420,8 @@ class VirtualMachineSpec(SpecModel):
             raise ValueError(f"a kernel is loaded only with firmware direct-kernel, not {self.firmware}")
         if self.secure_boot and self.firmware is not Firmware.UEFI:
             raise ValueError(f"secure_boot is for firmware uefi, not {self.firmware}")
+        if sum(disk.cloud_init is not None for disk in self.disks) > 1:
+            raise ValueError("two disks have cloud_init; a guest reads one")
         places = [disk.volume or disk.path for disk in self.disks]
         for place, disk in zip(places, self.disks, strict=True):
             if place and not disk.read_only and places.count(place) > 1:
@@ -424,7 +454,7 @@ class VirtualMachineSpec(SpecModel):
         return dict(self.numbered_nics())[slot]
 
     def without_places(self) -> VirtualMachineSpec:
-        """The same with its volumes by name alone, as a definition has them."""
+        """The same without the places that each start finds, as a definition has it."""
         found = {"path": "", "format": DiskFormat.RAW}
-        disks = tuple(disk.model_copy(update=found) if disk.volume else disk for disk in self.disks)
+        disks = tuple(disk.model_copy(update=found) if disk.is_found else disk for disk in self.disks)
         return self.model_copy(update={"disks": disks})

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from duovisor.controlling.images.errors import ImageUseError
 from duovisor.controlling.images.probe import PORT_NAME
+from duovisor.spec.vm import Firmware
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,8 +17,16 @@ if TYPE_CHECKING:
 def add_image(document: Mapping[str, Any], image: Image) -> dict[str, Any]:
     """Complete a specification document with an image: kernel, the image's disks after the user's, its port.
 
-    What the document says itself (such as a kernel command line) goes before what the image says.
+    What the document says itself (such as a kernel command line) goes before what the image says. Of an image
+    with a disk to be cloned, only the kernel is taken, and that where the document wants one. Raises
+    ``ImageUseError``.
     """
+    if image.volume is not None and document.get("firmware") != Firmware.DIRECT_KERNEL:
+        return dict(document)
+    if image.kernel is None:
+        raise ImageUseError(
+            f"image {image.name!r} has no kernel outside its disk", remedy="leave firmware direct-kernel out"
+        )
     kernel = {
         "path": str(image.kernel_path),
         "initrd": str(image.initrd_path),
@@ -26,6 +36,8 @@ def add_image(document: Mapping[str, Any], image: Image) -> dict[str, Any]:
         {"path": str(path), "read_only": disk.read_only, "serial": disk.serial}
         for disk, path in zip(image.disks, image.disk_paths, strict=True)
     ]
+    if image.volume is not None:
+        return {**document, "kernel": {**kernel, **document.get("kernel", {})}}
     return {
         "firmware": "direct-kernel",
         **document,

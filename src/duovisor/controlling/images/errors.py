@@ -23,6 +23,24 @@ class ImageBuildError(ControllingError):
     code = "image-build-failed"
 
 
+class ImageExistsError(ControllingError):
+    """There is an image of this name already."""
+
+    code = "image-exists"
+
+
+class ImageUseError(ControllingError):
+    """The image cannot be used in this way."""
+
+    code = "image-use"
+
+
+class DownloadError(ControllingError):
+    """An image could not be fetched, or is not what it should be."""
+
+    code = "download-failed"
+
+
 class GuestTimeoutError(ControllingError):
     """The guest did not say what was waited for in time."""
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 DESCRIPTION_FILE = "image.json"
 
@@ -29,28 +29,48 @@ class ImageDisk(ImageModel):
 
 
 class Image(ImageModel):
-    """A guest image; ``folder`` is where it was found and is not written to the description."""
+    """A guest image; ``folder`` is where it was found and is not written to the description.
+
+    Either it starts from its ``kernel``, or from the disk that is ``volume`` (``POOL/NAME``), of which VMs
+    get clones; that may have a kernel besides, for who starts without firmware. ``disk_bytes`` is what the
+    volume takes on the host, which never changes; ``user`` is who logs in.
+    """
 
     format_version: Literal[1] = 1
     name: str
     description: str
-    kernel: FileName
-    initrd: FileName
-    command_line: str
+    kernel: FileName | None = None
+    initrd: FileName | None = None
+    command_line: str = ""
     disks: tuple[ImageDisk, ...] = ()
-    kernel_version: str
+    volume: str | None = None
+    disk_bytes: int = 0
+    user: str = ""
+    kernel_version: str = ""
     source: str
     recipe: str
     built_at: datetime
     sha256: dict[str, str]
     folder: Path = Field(exclude=True)
 
+    @model_validator(mode="after")
+    def _check_start(self) -> Image:
+        if self.volume is None and self.kernel is None:
+            raise ValueError("it has neither a kernel nor a volume")
+        if (self.kernel is None) != (self.initrd is None):
+            raise ValueError("kernel and initrd belong together")
+        return self
+
     @property
     def kernel_path(self) -> Path:
+        """Of one that has a kernel."""
+        assert self.kernel is not None
         return self.folder / self.kernel
 
     @property
     def initrd_path(self) -> Path:
+        """Of one that has a kernel."""
+        assert self.initrd is not None
         return self.folder / self.initrd
 
     @property
@@ -59,9 +79,10 @@ class Image(ImageModel):
 
     @property
     def file_paths(self) -> tuple[Path, ...]:
-        return (self.kernel_path, self.initrd_path, *self.disk_paths)
+        boot = () if self.kernel is None else (self.kernel_path, self.initrd_path)
+        return (*boot, *self.disk_paths)
 
     @property
     def size_bytes(self) -> int:
         """What the files take on the host's disk; a sparse file counts for what is written."""
-        return sum(path.stat().st_blocks * 512 for path in self.file_paths)
+        return self.disk_bytes + sum(path.stat().st_blocks * 512 for path in self.file_paths)

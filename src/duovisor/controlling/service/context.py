@@ -14,6 +14,8 @@ from duovisor.controlling.service.metrics import RequestCounts
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from duovisor.controlling.cloning import Cloner
+    from duovisor.controlling.images.library import Library
     from duovisor.controlling.service.events import EventLog
     from duovisor.controlling.service.gate import Gatekeeper
     from duovisor.controlling.service.manager import VmManager
@@ -30,6 +32,8 @@ class Service:
 
     manager: VmManager
     storage: Storage
+    library: Library
+    cloner: Cloner
     events: EventLog
     operations: Operations
     tokens: Tokens

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 PUBLIC = frozenset({"/v1/health", "/openapi.json"})
 MAX_BODY_BYTES = 1 << 20
-UPLOAD_PATH = re.compile(r"/v1/volumes/[^/]+/[^/]+/content")
+UPLOAD_PATH = re.compile(r"/v1/(volumes/[^/]+|images)/[^/]+/content")
 IDENTITY_KEY = "identity"
 
 

@@ -1,8 +1,8 @@
 """Builds an image in a process of its own: it can be stopped at any moment, and its memory goes with it.
 
-``python -m duovisor.controlling.service.image_builder probe REPORT_FD [force]`` writes one JSON object per
-line to the descriptor: ``{"message": …}`` while it works, ``{"fault": {code, message, remedy}}`` at the end
-of a build that failed. SIGTERM ends it through the clean-up.
+``python -m duovisor.controlling.service.image_builder RECIPE REPORT_FD [force|FOLDER]`` writes one JSON
+object per line to the descriptor: ``{"message": …}`` while it works, ``{"fault": {code, message, remedy}}``
+at the end of a build that failed. SIGTERM ends it through the clean-up.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from duovisor.controlling.images.errors import ImageBuildError
 from duovisor.errors import DuovisorError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
     from duovisor.controlling.vms.records import Progress
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 STEPS = 8  # about as many lines as a build reports; the percentage is a guess, the message is not
 MOST_PERCENT = 95
 GRACE_S = 20.0
+FORCE = "force"
 
 
 class ReportedFaultError(ImageBuildError):
@@ -39,13 +41,20 @@ class ReportedFaultError(ImageBuildError):
 
 
 async def build_image(name: str, progress: Progress, *, force: bool) -> None:
-    """Build an image, reporting progress; cancelling ends the builder, which leaves nothing half-made.
+    """Build an image that starts from its kernel, reporting progress; as ``run_builder``."""
+    await run_builder((name,), (FORCE,) if force else (), progress)
 
-    Raises ``DuovisorError``.
-    """
+
+async def build_system(recipe: str, folder: Path, progress: Progress) -> None:
+    """Build the files of an image that starts from its disk in ``folder``; as ``run_builder``."""
+    await run_builder((recipe,), (str(folder),), progress)
+
+
+async def run_builder(before: tuple[str, ...], after: tuple[str, ...], progress: Progress) -> None:
+    """Run the builder; cancelling ends it, and it leaves nothing half-made. Raises ``DuovisorError``."""
     read_fd, write_fd = os.pipe()
     with tempfile.TemporaryDirectory(prefix="duovisor-image-") as folder:
-        argv = [sys.executable, "-m", __name__, name, str(write_fd), *(["force"] if force else [])]
+        argv = [sys.executable, "-m", __name__, *before, str(write_fd), *after]
         try:
             builder = process.start(
                 argv,
@@ -90,20 +99,12 @@ async def _follow(read_fd: int, progress: Progress) -> ReportedFaultError | None
     return fault
 
 
-def main(name: str, report_fd: int, *, force: bool) -> int:
+def main(recipe: str, report_fd: int, words: list[str]) -> int:
     """Build; returns the exit status."""
-    from duovisor.controlling.images.probe import NAME, build_probe_image
-    from duovisor.directories import find_directories
-
-    assert name == NAME  # the service offers no other
     signal.signal(signal.SIGTERM, _leave)
     with os.fdopen(report_fd, "w", buffering=1) as reports:
         try:
-            build_probe_image(
-                find_directories(),
-                lambda line: print(json.dumps({"message": line}), file=reports),
-                force=force,
-            )
+            _build(recipe, words, lambda line: print(json.dumps({"message": line}), file=reports))
         except DuovisorError as error:
             fault = {"code": error.code, "message": error.message, "remedy": error.remedy}
             print(json.dumps({"fault": fault}), file=reports)
@@ -111,9 +112,22 @@ def main(name: str, report_fd: int, *, force: bool) -> int:
     return 0
 
 
+def _build(recipe: str, words: list[str], progress: Callable[[str], None]) -> None:
+    from duovisor.controlling.images import debian, probe
+    from duovisor.directories import find_directories
+
+    match recipe:
+        case probe.NAME:
+            probe.build_probe_image(find_directories(), progress, force=FORCE in words)
+        case debian.NAME:
+            debian.build_debian(Path(words[0]), progress)
+        case _:
+            raise ImageBuildError(f"there is no recipe {recipe!r}")
+
+
 def _leave(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2]), force="force" in sys.argv[3:]))
+    sys.exit(main(sys.argv[1], int(sys.argv[2]), sys.argv[3:]))

@@ -16,6 +16,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from duovisor import __version__
+from duovisor.controlling.cloning import Cloner
+from duovisor.controlling.images.library import Library
+from duovisor.controlling.seeds import Seeds
 from duovisor.controlling.service.app import build_app
 from duovisor.controlling.service.context import Service
 from duovisor.controlling.service.errors import ListenError
@@ -37,6 +40,7 @@ from duovisor.controlling.storage.lending import Lender
 from duovisor.controlling.storage.storage import Storage
 from duovisor.controlling.store.interface import Store
 from duovisor.controlling.store.sqlite import open_sqlite_store
+from duovisor.controlling.vms.definitions import Definitions
 from duovisor.controlling.vms.records import EventKind, RecoveryReport, VmEvent
 from duovisor.controlling.vms.volumes import Lend
 from duovisor.directories import Directories
@@ -47,6 +51,7 @@ if TYPE_CHECKING:
     from duovisor.controlling.service.config import ServiceConfig
 
 STORE_FILE = "store.sqlite"
+SEEDS_FOLDER = "seeds"
 OPERATIONS_GRACE_S = 5.0
 
 Emit = Callable[[VmEvent], None]
@@ -116,19 +121,32 @@ async def open_service(
         interrupted = await operations.open()
         storage = Storage(store, directories)
         settled = await storage.recover()
-        lend = Lender(storage).lend
-        manager = make_manager(store, directories, lambda event: note(events, event), lend)
+        library, seeds = Library(storage, directories), Seeds(directories.state / SEEDS_FOLDER)
+        library.sweep()
+
+        def tell(event: VmEvent) -> None:
+            note(events, event)
+            seeds.on_event(event)
+
+        manager = make_manager(store, directories, tell, seeds.around(Lender(storage).lend))
         await manager.open()
         stack.push_async_callback(manager.close)
         recovery = await manager.recover()
+        seeds.sweep(recovery.adopted)
+        cloner = Cloner(store, storage, Definitions(store), manager.create)
+        undone = await cloner.recover()
         who = service_identity().name
         stack.callback(events.emit, who, "service.stop", "service", message="VMs run on")
         events.emit(who, "service.start", "service", message=describe_start(recovery, interrupted))
         if any(settled):
             events.emit(who, "storage.recover", "storage", message=str(settled))
+        for name in undone:
+            events.emit(who, "vm.clone", f"vm/{name}", Outcome.FAILED, "it was interrupted and undone")
         yield Service(
             manager=manager,
             storage=storage,
+            library=library,
+            cloner=cloner,
             events=events,
             operations=operations,
             tokens=tokens,

@@ -31,10 +31,9 @@ async def lend_none(spec: VirtualMachineSpec) -> AsyncIterator[VirtualMachineSpe
 def check_places(spec: VirtualMachineSpec) -> None:
     """Raises ``DiskFileError`` for a definition with the path of a volume, which each start finds anew."""
     for disk in spec.disks:
-        if disk.volume is not None and disk.path:
-            raise DiskFileError(
-                f"a disk has both the volume {disk.volume} and the path {disk.path}", remedy="leave path out"
-            )
+        if disk.is_found and disk.path:
+            other = f"the volume {disk.volume}" if disk.volume is not None else "cloud_init"
+            raise DiskFileError(f"a disk has both {other} and the path {disk.path}", remedy="leave path out")
 
 
 def find_disk(active: Iterable[ActiveVm], volume: str) -> tuple[ActiveVm, str]:

@@ -6,9 +6,10 @@ import functools
 from typing import Annotated
 
 from fastapi import APIRouter, Response
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from duovisor.controlling.anatomy import Anatomy
+from duovisor.controlling.cloning import plan_copy
 from duovisor.controlling.service.actions import BESIDE, Action, check_action
 from duovisor.controlling.service.context import Service, ServiceDep
 from duovisor.controlling.service.errors import RequestInvalidError
@@ -44,6 +45,13 @@ class NewName(ApiModel):
     """What a VM is to be called."""
 
     name: str = Field(max_length=300)
+
+
+class CloneOptions(ApiModel):
+    """What the copy is called, and where its volumes are: by default where the original's are."""
+
+    name: Annotated[str, AfterValidator(check_name)]
+    pool: Annotated[str, AfterValidator(check_name)] | None = None
 
 
 class ShutdownOptions(ApiModel):
@@ -124,6 +132,22 @@ async def rename_vm(
     service.operations.require_idle(_object(name))
     vm = await service.manager.rename(name, new.name, revision)
     return await _changed(service, who, "rename", vm, response, f"it was called {name}")
+
+
+@router.post("/{name}/clone", status_code=202, summary="Copy a VM that does not run, with its volumes")
+async def clone_vm(
+    service: ServiceDep, who: Administrator, name: Name, wanted: CloneOptions, response: Response
+) -> Operation:
+    vm = await service.manager.get(name)
+    spec, clones = plan_copy(vm.record.spec, wanted.name, wanted.pool)
+    return await accept(
+        service,
+        "vm.clone",
+        _object(spec.name),
+        who,
+        lambda progress: service.cloner.make(spec, Autostart(), clones, progress),
+        response,
+    )
 
 
 @router.get("/{name}/anatomy", summary="Show a running VM's layers, processes and host access")
