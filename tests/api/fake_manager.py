@@ -41,7 +41,7 @@ from duovisor.controlling.vms.records import (
 )
 from duovisor.hypervisor.errors import VmmStartError, WrongStateError
 from duovisor.hypervisor.lifecycle import State
-from duovisor.spec.vm import Accelerator, Design
+from duovisor.spec.vm import Accelerator, Design, VmmKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,8 +58,9 @@ NOT_RUNNING = (State.DEFINED, State.STOPPED, State.CRASHED)
 def build_move(old: Design, new: Design) -> MoveResult:
     """A VM got another VMM."""
     return MoveResult(
-        old_design=old, new_design=new, old_version="7.2.22", new_version="10.0.3", old_pid=100, new_pid=200,
-        pause_ms=18.2, total_ms=310.5, stream_bytes=412 << 10, step_ms={"start": 250.0, "pause": 1.5},
+        vmm=VmmKind.QEMU, old_design=old, new_design=new, old_version="7.2.22", new_version="10.0.3",
+        old_pid=100, new_pid=200, pause_ms=18.2, total_ms=310.5, stream_bytes=412 << 10,
+        step_ms={"start": 250.0, "pause": 1.5},
     )  # fmt: skip
 
 

@@ -95,6 +95,6 @@ def parse_reports(text: str) -> tuple[dict[str, Any], ...]:
 def keep_logs(lines: tuple[dict[str, Any], ...], folder: Path) -> None:
     """Write the inner VMs' logs out of the reports into files."""
     for line in lines:
-        if line["step"] == "logs":
+        if line["step"] in ("logs", "thin-logs"):
             for name, text in line["files"].items():
-                (folder / f"{line['design']}-{name}").write_text(text)
+                (folder / f"{line['design'] or 'thin'}-{name}").write_text(text)

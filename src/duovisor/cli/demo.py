@@ -39,6 +39,13 @@ FIGURES = {
     "randwrite_4k_qd32_iops": ("4 KiB random write, depth 32", "IOPS"),
     "read_1m_qd4_mib_s": ("1 MiB read, depth 4", "MiB/s"),
 }
+SAME_HARDWARE = "The guest saw the same hardware twice."
+SAME_DISKS = """The guest saw the same disks at the same addresses twice: once in a whole PC, and
+once in a machine of processors, memory, interrupts and the channel alone
+(docs/thin-vmm.md)."""
+WHAT_MOVED = """What moved is where its disks' drivers ran: inside the VMM, with all the host
+within reach, or each in a partition that holds one image and one channel. The
+physical disk's driver stayed in the host's kernel both times."""
 
 
 @click.command(name="demo")
@@ -64,8 +71,8 @@ def command(json_file: Path | None, seconds: float, cpus: int) -> int:
 
 
 def _demo(console: Console, seconds: float, cpus: int) -> dict[str, Any]:
-    from duovisor.cli.demo_guest import measure_design
-    from duovisor.controlling.comparison import build_probe_spec, make_scratch_disk
+    from duovisor.cli.demo_guest import build_demo_spec, measure_design
+    from duovisor.controlling.comparison import make_scratch_disk
     from duovisor.directories import find_directories
     from duovisor.hardware.accelerator import decide_accelerator
     from duovisor.hardware.capabilities import read_capabilities
@@ -80,8 +87,9 @@ def _demo(console: Console, seconds: float, cpus: int) -> dict[str, Any]:
     for design in Design:
         console.rule(f"[bold]{design}[/]", align="left", style="dim")
         with make_scratch_disk(directories.state) as scratch, _progress(console, design) as step:
+            spec = build_demo_spec(design, image, scratch, cpus, decision.accelerator)
             results[design] = measure_design(
-                client, build_probe_spec(f"demo-{design}", design, image, scratch, cpus), runtime_s=seconds,
+                client, spec, runtime_s=seconds,
                 progress=lambda name, step=step: step(STEPS[name]),  # type: ignore[misc]  # bound now, not later
                 on_booted=lambda anatomy, boot_s: _show_anatomy(console, anatomy, boot_s),
             )  # fmt: skip
@@ -112,7 +120,7 @@ def _build_image(console: Console, client: ServiceClient) -> Image:
 def build_document(
     capabilities: HostCapabilities, decision: AcceleratorDecision, results: dict[str, DesignResult]
 ) -> dict[str, Any]:
-    """The result as JSON: ``host``, and of each design ``boot_s``, ``verify``, ``storage``, ``processes``."""
+    """The result as JSON: ``host``; by design ``vmm``, ``boot_s``, ``verify``, ``storage``, ``processes``."""
     from dataclasses import asdict
 
     designs = {}
@@ -120,6 +128,7 @@ def build_document(
         storage = result.figures.model_dump()
         verify = storage.pop("verify")
         designs[design] = {
+            "vmm": result.anatomy.vmm,
             "boot_s": round(result.boot_s, 3),
             "verify": verify,
             "storage": {name: round(figure, 1) for name, figure in storage.items()},
@@ -173,6 +182,7 @@ def _show_comparison(console: Console, monolithic: DesignResult, microkernelized
     for title in ("", "monolithic", "microkernelized", "ratio"):
         table.add_column(title, justify="left" if not title else "right")
     both = (monolithic, microkernelized)
+    table.add_row("VMM", *(result.anatomy.vmm for result in both), "")
     table.add_row(
         "data written, read back, crc32c", *(_show_verdict(result.figures.verify) for result in both), ""
     )
@@ -185,13 +195,12 @@ def _show_comparison(console: Console, monolithic: DesignResult, microkernelized
     for title, role in (("host access of the VMM", "vmm"), ("host access of a driver", "storage driver")):
         table.add_row(title, *(_count_access(result.anatomy, role) for result in both), "")
     console.print(table)
-    console.print(
-        "\nThe guest saw the same hardware twice. What moved is where its disks' drivers\n"
-        "ran: inside the VMM, with all the host within reach, or each in a partition\n"
-        "that holds one image and one channel. The physical disk's driver stayed in the\n"
-        "host's kernel both times.",
-        style="dim",
-    )
+    console.print("\n" + explain(*(result.anatomy.vmm for result in both)), style="dim")
+
+
+def explain(monolithic: str, microkernelized: str) -> str:
+    """What the guest saw of it, on these VMMs, and what moved."""
+    return f"{SAME_HARDWARE if monolithic == microkernelized else SAME_DISKS}\n{WHAT_MOVED}"
 
 
 def _show_verdict(verify: str) -> str:

@@ -11,10 +11,11 @@ from duovisor.cli.throwaway import throwaway_vm
 from duovisor.cli.vm_anatomy import build_anatomy
 from duovisor.client.errors import ApiError
 from duovisor.client.service import vm_path
-from duovisor.controlling.comparison import BOOT_TIMEOUT_S, measure_guest
+from duovisor.controlling.comparison import BOOT_TIMEOUT_S, build_probe_spec, measure_guest
 from duovisor.controlling.images.probe import PORT_NAME
 from duovisor.controlling.images.probe_client import connect_probe
 from duovisor.hypervisor.qemu.console import port_socket
+from duovisor.spec.vm import Accelerator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from duovisor.client.events import EventStream
     from duovisor.client.service import ServiceClient
     from duovisor.controlling.anatomy import Anatomy
+    from duovisor.controlling.images.image import Image
     from duovisor.controlling.images.storage_jobs import StorageFigures
-    from duovisor.spec.vm import VirtualMachineSpec
+    from duovisor.spec.vm import Design, VirtualMachineSpec
 
 T = TypeVar("T")
 
@@ -36,6 +38,14 @@ class DesignResult(NamedTuple):
     boot_s: float
     figures: StorageFigures
     anatomy: Anatomy
+
+
+def build_demo_spec(
+    design: Design, image: Image, scratch: Path, cpus: int, accelerator: Accelerator
+) -> VirtualMachineSpec:
+    """The demo's VM. On KVM it has no card, as the thin VMM has no user networking; auto picks it then."""
+    spec = build_probe_spec(f"demo-{design}", design, image, scratch, cpus)
+    return spec.model_copy(update={"nics": ()}) if accelerator is Accelerator.KVM else spec
 
 
 def measure_design(

@@ -24,7 +24,7 @@ COMMANDS = {
     "shutdown": ("vm_act:shutdown", "Ask guests to shut down, and wait."),
     "stop": ("vm_act:stop", "Pull VMs' plugs; the guests are not asked."),
     "switch": ("vm_move:switch", "Give VMs the other design, under their running guests."),
-    "update-vmm": ("vm_move:update_vmm", "Replace running VMs' VMMs by the installed QEMU."),
+    "update-vmm": ("vm_move:update_vmm", "Replace running VMs' VMMs by what is installed now."),
     "snapshot": ("vm_snapshot:command", "Save running VMs whole, and go back to where they were."),
     "console": ("vm_console:console", "Attach to a VM's serial console; Ctrl-] leaves."),
     "log": ("vm_console:log", "Show what a VM's guest printed."),

@@ -41,13 +41,14 @@ def switch(names: tuple[str, ...], design: str, no_wait: bool, as_json: bool) ->
 @click.command("update-vmm")
 @action_options
 def update_vmm(names: tuple[str, ...], no_wait: bool, as_json: bool) -> None:
-    """Replace running VMs' VMMs by new processes of the QEMU that is installed now, without a restart.
+    """Replace running VMs' VMMs by new processes of what is installed now, without a restart.
 
-    As with switch, the guest stands still for 20 to 30 ms and keeps all it has; the design stays. This is how
-    running VMs get a QEMU with a security fix, or are rid of a process that has grown. The virtual hardware
-    stays what the guest booted on, also under a newer QEMU.
+    As with switch, the guest stands still for 20 to 30 ms and keeps all it has; the design stays, and so does
+    the program: a QEMU makes room for a QEMU, a thin VMM for a thin VMM. This is how running VMs get a VMM
+    with a security fix, or are rid of a process that has grown. The virtual hardware stays what the guest
+    booted on, also under a newer QEMU.
 
-    What QEMU cannot carry over is refused (exit code 4); if anything fails, the VM runs on in its old VMM
+    What cannot be carried over is refused (exit code 4); if anything fails, the VM runs on in its old VMM
     (exit code 6).
     """
     act(names, "update-vmm", no_wait=no_wait, as_json=as_json, describe=describe_update)

@@ -86,3 +86,14 @@ def test_a_named_model_is_the_same_on_richer_hosts() -> None:
 def test_a_model_that_this_host_is_not(model: str, offered: dict[str, int], complaint: str) -> None:
     with pytest.raises(ThinConfigError, match=complaint):
         build_cpuid(build_offer(**offered), model, 1, 0)
+
+
+@pytest.mark.parametrize("model", ["x86-64-v2", "x86-64-v3"])
+def test_a_model_does_without_what_no_program_needs(model: str) -> None:
+    lacks = (
+        1 << 1 | 1 << 18 | 1 << 21
+    )  # virtual 8086 mode's extension, serial number, debug store: as under TCG
+    leaves = build_cpuid(build_offer(edx1=ALL & ~lacks), model, 1, 0)
+    assert not find(leaves, 1).edx & lacks
+    with pytest.raises(ThinConfigError, match="lacks 0x4000000 in edx"):
+        build_cpuid(build_offer(edx1=ALL & ~(1 << 26)), model, 1, 0)

@@ -14,7 +14,7 @@ from duovisor.controlling.errors import HostLacksError
 from duovisor.controlling.moving.errors import MoveFailedError, MoveRefusedError
 from duovisor.controlling.vms.documents import RUN_KIND, RUNS, Intent, RunDocument
 from duovisor.controlling.vms.errors import BusyError, VmNotFoundError
-from duovisor.controlling.vms.moves import check_program
+from duovisor.controlling.vms.moves import check_switch, describe_versions
 from duovisor.controlling.vms.records import Autostart
 from duovisor.hypervisor.errors import WrongStateError
 from duovisor.hypervisor.lifecycle import State
@@ -165,11 +165,19 @@ async def test_what_a_switch_needs_is_checked_before_anything_is_touched(
     assert host.kinds == ["created", "started", "paused"]
 
 
-def test_a_guest_of_the_thin_vmm_stays_there() -> None:
-    check_program("vm", VmmKind.QEMU)
+def test_a_guest_of_the_thin_vmm_stays_in_its_design() -> None:
+    check_switch("vm", VmmKind.QEMU)
     with pytest.raises(MoveRefusedError, match="vm runs on the thin VMM") as refused:
-        check_program("vm", VmmKind.THIN)
+        check_switch("vm", VmmKind.THIN)
     assert refused.value.remedy == "stop it, and duovisor vm edit vm --set vmm=qemu"
+
+
+async def test_a_result_names_the_program(manager: VmManager) -> None:
+    await start(manager)
+    result = await manager.update_vmm("vm")
+    assert result.vmm is VmmKind.QEMU
+    thin = result.model_copy(update={"vmm": VmmKind.THIN, "old_version": "0.1.0", "new_version": "0.2.0"})
+    assert describe_versions(thin) == "thin VMM 0.1.0 → 0.2.0"
 
 
 async def test_the_running_design_is_not_that_of_the_definition(manager: VmManager) -> None:

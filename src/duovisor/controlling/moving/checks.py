@@ -91,7 +91,7 @@ def check_carried(spec: VirtualMachineSpec, design: Design) -> None:
         )
     if spec.devices and outside:
         raise MoveRefusedError(
-            "device0 cannot be carried over: QEMU does not migrate vhost-user-rng and its like",
+            "device0 cannot be carried over: neither QEMU nor the thin VMM moves vhost-user-rng and its like",
             remedy="stop the VM, or leave its devices out",
         )
 

@@ -1,4 +1,4 @@
-"""What the manager does to give a running VM another VMM: of the other design, or of the QEMU installed now.
+"""What the manager does to give a running VM another VMM: of the other design, or of what is installed now.
 
 What happened to the VM decides what is stored, told and answered, not how the call for it ended: a move is
 given up when it is cancelled before the guest stands still, and done to its end after.
@@ -20,6 +20,7 @@ from duovisor.spec.vm import VmmKind
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from duovisor.controlling.machine import Machine
     from duovisor.controlling.moving.report import MoveReport
     from duovisor.controlling.vms.active import ActiveVm
     from duovisor.controlling.vms.definitions import Definitions
@@ -92,7 +93,7 @@ class Moves:
                 if record.spec.design is design
                 else f"duovisor vm edit {vm.name} --set design={design} keeps it so when it starts again",
             )
-        check_program(vm.name, vm.machine.current.decision.kind)
+        check_switch(vm.name, vm.machine.current.decision.kind)
         await self._host.announce(vm, Intent.SWITCH, design)
         try:
             result = await self._move(vm, design, capabilities, progress, _SWITCH)
@@ -102,9 +103,8 @@ class Moves:
         return result
 
     async def update(self, vm: ActiveVm, capabilities: HostCapabilities, progress: Progress) -> MoveResult:
-        """Move a running VM to a new VMM of the QEMU in ``capabilities``. Raises as ``switch``."""
+        """Move a running VM to a new VMM of its kind, QEMU: of ``capabilities``. Raises as ``switch``."""
         vm.machine.vmm.lifecycle.require({State.RUNNING}, "update the VMM of")
-        check_program(vm.name, vm.machine.current.decision.kind)
         result = await self._move(vm, vm.machine.spec.design, capabilities, progress, _UPDATE)
         progress(100, f"{describe_versions(result)}: {describe_cost(result)}")
         return result
@@ -135,16 +135,16 @@ class Moves:
             raise
         finally:
             vm.watch_helpers()
-        result = build_result(report, old_version, vm.machine.vmm.version)
+        result = build_result(report, old_version, vm.machine)
         self._tell(kinds.done, vm.name, vm.uuid, describe_move(result))
         return result
 
 
-def check_program(name: str, program: VmmKind) -> None:
-    """Only a QEMU can hand a guest over, to a QEMU. Raises ``MoveRefusedError``."""
+def check_switch(name: str, program: VmmKind) -> None:
+    """The thin VMM is of one design, and no QEMU reads what it writes. Raises ``MoveRefusedError``."""
     if program is not VmmKind.QEMU:
         raise MoveRefusedError(
-            f"{name} runs on the {program} VMM, whose guests cannot be carried over",
+            f"{name} runs on the {program} VMM, whose state no QEMU understands",
             remedy=f"stop it, and duovisor vm edit {name} --set vmm=qemu",
         )
 
@@ -175,13 +175,14 @@ async def follow_move(
     return await moving
 
 
-def build_result(report: MoveReport, old_version: str, new_version: str) -> MoveResult:
+def build_result(report: MoveReport, old_version: str, machine: Machine) -> MoveResult:
     """What is answered: the report's figures, and between which programs it was."""
     return MoveResult(
+        vmm=machine.current.decision.kind,
         old_design=report.old_design,
         new_design=report.new_design,
         old_version=old_version,
-        new_version=new_version,
+        new_version=machine.vmm.version,
         old_pid=report.old_pid,
         new_pid=report.new_pid,
         pause_ms=report.pause_ms,
@@ -201,10 +202,11 @@ def describe_move(result: MoveResult) -> str:
 
 
 def describe_versions(result: MoveResult) -> str:
-    """From which QEMU to which: ``QEMU 7.2.22 → 10.0.3``."""
+    """From which program to which: ``QEMU 7.2.22 → 10.0.3``."""
+    program = "QEMU" if result.vmm is VmmKind.QEMU else f"{result.vmm} VMM"
     if result.old_version == result.new_version:
-        return f"the same QEMU {result.new_version}"
-    return f"QEMU {result.old_version} → {result.new_version}"
+        return f"the same {program} {result.new_version}"
+    return f"{program} {result.old_version} → {result.new_version}"
 
 
 def describe_cost(result: MoveResult) -> str:

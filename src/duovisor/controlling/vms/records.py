@@ -168,9 +168,11 @@ class MoveResult(Model):
 
     ``pause_ms`` is how long the guest's processors stood still, ``step_ms`` how long each step took, those
     from ``pause`` to ``go`` within the pause; ``stream_bytes`` is the state of the devices, all that was
-    moved. Versions are as QEMU gives them, with the distribution's package.
+    moved. ``vmm`` is the program, the same before and after; versions are as it gives them, QEMU's with the
+    distribution's package.
     """
 
+    vmm: VmmKind
     old_design: Design
     new_design: Design
     old_version: str

@@ -11,6 +11,7 @@ import os
 import socket
 import time
 
+from duovisor import __version__
 from duovisor.hypervisor.errors import HypervisorError
 
 TYPE_CHECKING = False
@@ -26,9 +27,10 @@ REQUEST_MAX = 64 << 10  # characters
 READ_BYTES = 16 << 10
 SEND_TIMEOUT_S = 2.0
 DESCRIPTORS_MAX = 8
+# "package" is free text (qapi/control.json); the numbers are QEMU's, of which there is none
 GREETING = {
     "QMP": {
-        "version": {"qemu": {"major": 0, "minor": 0, "micro": 0}, "package": "duovisor"},
+        "version": {"qemu": {"major": 0, "minor": 0, "micro": 0}, "package": f"duovisor {__version__}"},
         "capabilities": [],
     }
 }

@@ -26,6 +26,9 @@ VMX, SVM, TOPOEXT, CMP_LEGACY, PERFCTR = 1 << 5, 1 << 2, 1 << 22, 1 << 1, 3 << 2
 PCM_DEBUG_STORE = 1 << 15 | 1 << 2 | 1 << 4  # PDCM, DTES64, DS-CPL
 
 _BASELINE_EDX = 0x1F83_FBFF | HTT  # FPU to FXSR, SSE, SSE2, SS: what every x86-64 has
+# of these, what the psABI's baseline and a 64-bit kernel need; emulated processors lack some of the others
+# FPU PSE TSC MSR PAE CX8 APIC PGE CMOV MMX FXSR SSE SSE2
+_NEEDED_EDX = 1 << 0 | 1 << 3 | 7 << 4 | 3 << 8 | 1 << 13 | 1 << 15 | 15 << 23
 _V2_ECX = 1 << 0 | 1 << 9 | 1 << 13 | 1 << 19 | 1 << 20 | 1 << 23  # SSE3 SSSE3 CX16 SSE4.1 SSE4.2 POPCNT
 _V3_ECX = 1 << 12 | 1 << 22 | 1 << 26 | 1 << 27 | 1 << 28 | 1 << 29  # FMA MOVBE XSAVE OSXSAVE AVX F16C
 _V3_7_EBX = 1 << 3 | 1 << 5 | 1 << 8  # BMI1 AVX2 BMI2
@@ -50,7 +53,7 @@ class Model(NamedTuple):
 def _build_model(ecx: int, structured_ebx: int, extended_ecx: int) -> Model:
     needed = {
         (BASIC, ECX): ecx,
-        (BASIC, EDX): _BASELINE_EDX & ~HTT & ~(1 << 27 | 1 << 18 | 1 << 21 | 1 << 22),
+        (BASIC, EDX): _NEEDED_EDX,
         (STRUCTURED, EBX): structured_ebx,
         (EXTENDED, ECX): extended_ecx,
         (EXTENDED, EDX): _LONG_MODE_EDX,
