@@ -84,6 +84,9 @@ MEANINGS: dict[str, Meaning] = {
     "boot-file": Meaning(409, 2),
     "move-refused": _CONFLICT,
     "move-failed": _FAILED,
+    "agent": _FAILED,
+    "agent-silent": _TIMED_OUT,
+    "agent-refused": Meaning(409, 6),
     # controlling: storage
     "pool-not-found": _NOT_FOUND,
     "pool-exists": _CONFLICT,

@@ -11,6 +11,8 @@ import os
 import uuid
 from typing import TYPE_CHECKING
 
+from duovisor.controlling.agent.answers import GuestInfo, GuestInterface
+from duovisor.controlling.agent.errors import AgentSilentError
 from duovisor.controlling.anatomy import Anatomy, ProcessAnatomy
 from duovisor.controlling.description import Duty
 from duovisor.controlling.moving.errors import MoveFailedError, MoveRefusedError
@@ -144,6 +146,21 @@ class FakeVmManager:
     async def delete(self, name: str, if_revision: int) -> None:
         self._require(await self._seen(name, if_revision), *NOT_RUNNING)
         del self._vms[name]
+
+    async def read_guest(self, name: str) -> GuestInfo:
+        self._require(await self.get(name), State.RUNNING)
+        if name.startswith("stubborn"):
+            raise AgentSilentError(f"the agent of {name} did not answer within 3 s", remedy="install one")
+        card = GuestInterface(name="eth0", mac="52:54:00:00:00:01", addresses=("192.0.2.7/24",))
+        return GuestInfo(hostname=name, system="Debian", kernel="6.1", interfaces=(card,))
+
+    async def freeze(self, name: str, for_s: float, progress: Progress) -> None:
+        self._require(await self.get(name), State.RUNNING)
+        progress(100, "1 file systems are frozen")
+
+    async def thaw(self, name: str, progress: Progress) -> None:
+        self._require(await self.get(name), State.RUNNING)
+        progress(100, "1 file systems are thawed")
 
     async def reset_nvram(self, name: str) -> None:
         self._require(await self.get(name), *NOT_RUNNING)

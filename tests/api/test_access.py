@@ -37,6 +37,8 @@ NEEDS = {
     "resume_vm": "operator",
     "reset_vm": "operator",
     "update_vmm": "operator",
+    "freeze_guest": "operator",
+    "thaw_guest": "operator",
     "cancel_operation": "operator",
     "restart_driver": "operator",
     "update_driver": "operator",

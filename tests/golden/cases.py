@@ -75,7 +75,10 @@ driver_hang_s = 5
 """,
     ),
     Case("uefi", ("--name", "uefi", "--firmware", "uefi", "--disk", "/srv/system.raw")),
-    Case("secure-boot", ("--name", "secure-boot", "--secure-boot", "--tpm", "--disk", "/srv/system.raw")),
+    Case(
+        "secure-boot",
+        ("--name", "secure-boot", "--secure-boot", "--tpm", "--guest-agent", "--disk", "/srv/system.raw"),
+    ),
     Case(
         "kernel",
         ("--name", "kernel", "--kernel", "/boot/vmlinuz", "--initrd", "/boot/initrd.img",

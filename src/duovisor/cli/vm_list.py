@@ -17,6 +17,7 @@ from duovisor.cli.table import (
     format_time,
     format_values,
 )
+from duovisor.cli.vm_guest import ask_guest, describe_addresses
 from duovisor.cli.watching import show as show_document
 from duovisor.cli.watching import watch_option
 
@@ -47,7 +48,14 @@ def show(name: str, watch: bool, as_json: bool) -> None:
     from duovisor.client.service import vm_path
 
     client = connect()
-    show_document(client, lambda: client.get(vm_path(name)), render_vm, as_json=as_json, watch=watch)
+
+    def read() -> dict[str, Any]:
+        vm: dict[str, Any] = client.get(vm_path(name))
+        if vm["record"]["spec"]["guest_agent"] and vm["status"]["state"] == "running":
+            vm["guest"] = ask_guest(client, name)
+        return vm
+
+    show_document(client, read, render_vm, as_json=as_json, watch=watch)
 
 
 def render_list(vms: list[dict[str, Any]]) -> str:
@@ -80,6 +88,8 @@ def render_vm(vm: dict[str, Any]) -> str:
     record, status = vm["record"], vm["status"]
     devices = {"devices": _describe_devices(record["spec"]["devices"], status["drivers"])}
     parts = [format_values({**_describe_status(status), **_describe_record(record), **devices})]
+    if "guest" in vm:
+        parts.append(format_values(_describe_guest(vm["guest"])))
     if status["processes"]:
         rows = [
             (process["role"], str(process["pid"]), process["device"] or "-", format_state(process["state"]))
@@ -119,7 +129,7 @@ def _describe_record(record: dict[str, Any]) -> dict[str, str]:
         "design": spec["design"],
         "processors": str(spec["cpus"]),
         "memory": format_mib(spec["memory_mib"]),
-        "firmware": spec["firmware"],
+        "firmware": _describe_firmware(spec),
         "kernel": spec["kernel"]["path"] if spec["kernel"] else "-",
         "disks": "\n".join(_describe_disk(disk) for disk in spec["disks"]) or "-",
         "nics": "\n".join(_describe_nic(nic) for nic in spec["nics"]) or "-",
@@ -127,6 +137,20 @@ def _describe_record(record: dict[str, Any]) -> dict[str, str]:
         "uuid": record["uuid"],
         "created": format_time(record["created_at"]),
         "revision": str(record["revision"]),
+    }
+
+
+def _describe_firmware(spec: dict[str, Any]) -> str:
+    traits = {"secure boot": spec["secure_boot"], "TPM": spec["tpm"]}
+    return ", ".join([spec["firmware"], *(name for name, there in traits.items() if there)])
+
+
+def _describe_guest(told: dict[str, Any]) -> dict[str, str]:
+    if "error" in told:
+        return {"guest": told["error"]}
+    return {
+        "guest": ", ".join(filter(None, (told["hostname"], told["system"]))) or "-",
+        "addresses": describe_addresses(told) or "-",
     }
 
 

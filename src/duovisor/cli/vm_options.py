@@ -67,6 +67,12 @@ _OPTIONS = (
     click.option(
         "--tpm", is_flag=True, default=None, help="A TPM 2.0 of the VM's own, which keeps its keys."
     ),
+    click.option(
+        "--guest-agent",
+        is_flag=True,
+        default=None,
+        help="A port for qemu-guest-agent: shutdown, addresses, time, freezing file systems.",
+    ),
     click.option("--kernel", type=click.Path(), help="Linux kernel to boot without firmware."),
     click.option("--initrd", type=click.Path(), help="Its initial RAM disk."),
     click.option("--append", help="Its command line."),
@@ -90,8 +96,9 @@ def build_document(base: Mapping[str, Any], options: Mapping[str, Any]) -> dict[
     for key in ("name", "design", "cpus", "memory", "accelerator", "vmm", "firmware"):
         if options[key] is not None:
             document[key] = options[key]
-    if options["tpm"]:
-        document["tpm"] = True
+    for key in ("tpm", "guest_agent"):
+        if options[key]:
+            document[key] = True
     if options["secure_boot"]:
         document["secure_boot"] = True
         document.setdefault("firmware", "uefi")

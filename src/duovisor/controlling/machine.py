@@ -255,7 +255,7 @@ class Machine:
 
     def port_path(self, port: str) -> Path:
         """The Unix socket of the virtio-serial port with this name. Raises ``ValueError``."""
-        return self.run_dir / CURRENT / f"{port_socket(self.spec.ports.index(port))}.sock"
+        return self.run_dir / CURRENT / f"{port_socket(self.spec.all_ports.index(port))}.sock"
 
     async def shut_down(self, *, grace_s: float = SHUTDOWN_GRACE_S) -> bool:
         """Press the power button and wait; returns whether the guest shut down within ``grace_s`` seconds."""

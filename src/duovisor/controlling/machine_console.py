@@ -38,7 +38,7 @@ def plan_console(spec: VirtualMachineSpec, descriptors: dict[str, int]) -> Devic
         device=CONSOLE_CHANNEL,
         role=ROLE,
         driver=KIND,
-        words=tuple(word for name in spec.ports for word in ("--port", name)),
+        words=tuple(word for name in spec.all_ports for word in ("--port", name)),
         descriptors=descriptors,
         hang_s=HANG_S,
         on_failure=DriverFailure.REPORT,
@@ -71,7 +71,7 @@ def adopt_console(
 
 
 def _list_sockets(spec: VirtualMachineSpec, run_dir: Path) -> dict[str, Path]:
-    ports = map(port_socket, range(len(spec.ports)))
+    ports = map(port_socket, range(len(spec.all_ports)))
     return {name: run_dir / f"{name}.sock" for name in (CONSOLE_SOCKET, *ports)}
 
 

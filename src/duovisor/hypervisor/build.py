@@ -40,7 +40,7 @@ def build_launch_plan(
         *((name for name in nics.find_unbridged(spec)) if sandboxed else ()),
         *((devices.device_socket(i) for i in range(len(spec.devices))) if sandboxed else ()),
     )
-    ports = tuple(console.port_socket(index) for index in range(len(spec.ports)))
+    ports = tuple(console.port_socket(index) for index in range(len(spec.all_ports)))
     argv = (
         str(paths.qemu),
         *machine.build_machine(spec, qemu, accelerator),

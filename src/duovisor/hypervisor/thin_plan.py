@@ -153,7 +153,7 @@ def build_command_line(given: str) -> str:
 def build_devices(spec: VirtualMachineSpec, shapes: Sequence[DeviceShape]) -> list[dict[str, Any]]:
     """All devices as the VMM's configuration has them, at the addresses that they have in QEMU."""
     # two queues for each named port, and two for control when there is one (virtio 1.2, 5.3.2)
-    queues = CONSOLE_QUEUES + (2 * (len(spec.ports) + 1) if spec.ports else 0)
+    queues = CONSOLE_QUEUES + (2 * (len(spec.all_ports) + 1) if spec.all_ports else 0)
     devices = [_build(CONSOLE_CHANNEL, CONSOLE, SERIAL_PORTS_SLOT, queues, CONSOLE_QUEUE_SIZE)]
     for index, disk in spec.numbered_disks():
         devices.append(_build(disk_socket(index), BLOCK, DISK_SLOTS[index], disk.queues, disk.queue_size))

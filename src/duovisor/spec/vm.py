@@ -24,6 +24,7 @@ MAX_DISKS = 12  # PCI slots 0x10 to 0x1b of the root bus, see hypervisor/qemu/pc
 MAX_NICS = 8  # PCI slots 0x08 to 0x0f
 MAX_DEVICES = 5  # PCI slots 0x03 to 0x07
 ENTROPY_DRIVER = "rng"
+AGENT_PORT = "org.qemu.guest_agent.0"
 DEFAULT_POOL = "default"
 BLOCK_DRIVER, ENCRYPTED_DRIVER = "block", "encrypted"
 DRIVER_SUFFIX = ".py"
@@ -400,6 +401,7 @@ class VirtualMachineSpec(SpecModel):
     nics: tuple[NicSpec, ...] = Field(default=(), max_length=MAX_NICS)
     devices: tuple[DeviceSpec, ...] = Field(default=(), max_length=MAX_DEVICES)
     ports: tuple[PortName, ...] = Field(default=(), max_length=8)
+    guest_agent: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -436,6 +438,17 @@ class VirtualMachineSpec(SpecModel):
             if twice is not None:
                 raise ValueError(f"two {kind} have the slot {twice}; give one of them another")
         return self
+
+    @model_validator(mode="after")
+    def _check_ports(self) -> VirtualMachineSpec:
+        if self.guest_agent and AGENT_PORT in self.ports:
+            raise ValueError(f"guest_agent has the port {AGENT_PORT}; leave it out of ports")
+        return self
+
+    @property
+    def all_ports(self) -> tuple[str, ...]:
+        """The named ports: those that were asked for, and the guest agent's behind them."""
+        return (*self.ports, AGENT_PORT) if self.guest_agent else self.ports
 
     def numbered_disks(self) -> tuple[tuple[int, DiskSpec], ...]:
         """Each disk with its slot."""

@@ -119,6 +119,12 @@ def test_bad_cpus(cpus: object) -> None:
     assert refuse(cpus=cpus).startswith("cpus: ")
 
 
+def test_the_agent_s_port_is_the_last() -> None:
+    assert build(ports=["a"], guest_agent=True).all_ports == ("a", "org.qemu.guest_agent.0")
+    assert build(ports=["a"]).all_ports == ("a",)
+    assert "leave it out of ports" in refuse(ports=["org.qemu.guest_agent.0"], guest_agent=True)
+
+
 def test_secure_boot_is_uefi_s() -> None:
     assert build(firmware="uefi", secure_boot=True).secure_boot
     assert "secure_boot is for firmware uefi, not bios" in refuse(secure_boot=True)

@@ -6,6 +6,9 @@ it ends before it answers. All that it prints is in the console's log, whether o
 
 It hands its state, which is none, over to another: with ``cannot-load`` that one ends with words, and with
 ``never-greets`` it only sleeps. ``version`` holds another version than it says otherwise.
+
+If it has a port, the guest's agent is on it. What that is asked is in the file ``agent-asked``; there is a
+file ``frozen`` while the guest is, and with ``agent-silent`` it does not answer.
 """
 
 from __future__ import annotations
@@ -21,6 +24,10 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
+sys.path.insert(0, str(Path(__file__).parents[3]))  # it is run by its path
+
+from tests.unit.vms.fake_agent import FakeAgent
+
 BANNER = b"fake guest: login: "
 RESET_MESSAGE = b"fake guest: reset\r\n"
 IGNORES_POWER = "ignores-power"
@@ -28,6 +35,10 @@ ENDS_AT_ONCE = "ends-at-once"
 CANNOT_LOAD = "cannot-load"
 NEVER_GREETS = "never-greets"
 VERSION = "version"
+AGENT_ASKED = "agent-asked"
+AGENT_SILENT = "agent-silent"
+FROZEN = "frozen"
+AGENT_PORT = "port0"
 NO_ROOM = "no room in the attic"
 MIGRATION_CAPABILITIES = ("x-ignore-shared", "late-block-activate", "events")
 
@@ -91,7 +102,10 @@ class FakeQemu:
         self.console_log = find_console_log()
         self.text = ""
         self.given: list[int] = []
-        for name in ("qmp", "console"):
+        self.agent = FakeAgent()
+        self.agent.is_frozen = (FOLDER / FROZEN).exists()
+        with_agent = (AGENT_PORT,) if f"id={AGENT_PORT}," in " ".join(sys.argv) else ()
+        for name in ("qmp", "console", *with_agent):
             self.selector.register(find_listener(name), selectors.EVENT_READ, name)
 
     def serve(self) -> None:
@@ -109,8 +123,29 @@ class FakeQemu:
                         self.print(BANNER)
                     case "request":
                         self.read(key.fileobj)
+                    case "port0":
+                        self.selector.register(key.fileobj.accept()[0], selectors.EVENT_READ, "asked")
+                    case "asked":
+                        self.ask_agent(key.fileobj)
                     case _:
                         self.echo(key.fileobj)
+
+    def ask_agent(self, client: socket.socket) -> None:
+        data, _ = receive(client)
+        if not data:
+            self.selector.unregister(client)
+            client.close()
+            return
+        answer = b"" if (FOLDER / AGENT_SILENT).exists() else self.agent.feed(data)
+        (FOLDER / AGENT_ASKED).write_text("\n".join(self.agent.asked))
+        if self.agent.is_frozen:
+            (FOLDER / FROZEN).touch()
+        else:
+            (FOLDER / FROZEN).unlink(missing_ok=True)
+        send(client, answer)
+        if self.agent.wants_to_shut_down and not (FOLDER / IGNORES_POWER).exists():
+            self.tell("SHUTDOWN", guest=True, reason="guest-shutdown")
+            os._exit(0)
 
     def echo(self, console: socket.socket) -> None:
         data, _ = receive(console)

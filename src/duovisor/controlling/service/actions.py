@@ -23,13 +23,20 @@ class Action(StrEnum):
     RESET = "reset"
     SWITCH = "switch"
     UPDATE_VMM = "update-vmm"
+    FREEZE = "fsfreeze"
+    THAW = "fsthaw"
 
     @property
     def verb(self) -> str:
         """As what is done to a VM: ``cannot … web``."""
-        return "update the VMM of" if self is Action.UPDATE_VMM else self.value
+        return _VERBS.get(self, self.value)
 
 
+_VERBS = {
+    Action.UPDATE_VMM: "update the VMM of",
+    Action.FREEZE: "freeze the file systems of",
+    Action.THAW: "thaw the file systems of",
+}
 _NOT_RUNNING = frozenset({State.DEFINED, State.STOPPED, State.CRASHED})
 _LIVING = frozenset({State.STARTING, State.RUNNING, State.PAUSED, State.STOPPING})
 
@@ -42,6 +49,8 @@ ALLOWED: dict[Action, frozenset[State]] = {
     Action.RESET: frozenset({State.RUNNING, State.PAUSED}),
     Action.SWITCH: _NOT_RUNNING | {State.RUNNING},
     Action.UPDATE_VMM: frozenset({State.RUNNING}),
+    Action.FREEZE: frozenset({State.RUNNING}),
+    Action.THAW: frozenset({State.RUNNING}),
 }
 
 # what gives a VM another VMM; a paused one would have to go on for that

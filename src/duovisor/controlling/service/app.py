@@ -26,6 +26,7 @@ from duovisor.controlling.service.routes import (
     drivers,
     events,
     firmware,
+    guests,
     host,
     images,
     operations,
@@ -55,6 +56,7 @@ DESCRIPTION = (
 ROUTERS = (
     vms,
     firmware,
+    guests,
     snapshots,
     console,
     pools,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from duovisor.controlling.agent.answers import GuestInfo
     from duovisor.controlling.anatomy import Anatomy
     from duovisor.controlling.snapshots.documents import SnapshotView
     from duovisor.controlling.supervision.records import Replacement
@@ -93,6 +94,12 @@ class VmManager(Protocol):
     async def replace_driver(self, name: str, device: str, *, latest: bool) -> Replacement: ...
 
     async def read_counters(self, name: str) -> dict[str, dict[str, int]]: ...
+
+    async def read_guest(self, name: str) -> GuestInfo: ...
+
+    async def freeze(self, name: str, for_s: float, progress: Progress) -> object: ...
+
+    async def thaw(self, name: str, progress: Progress) -> object: ...
 
     async def anatomy(self, name: str) -> Anatomy: ...
 

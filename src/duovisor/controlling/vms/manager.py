@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from duovisor.controlling.anatomy import read_anatomy
@@ -20,6 +20,7 @@ from duovisor.controlling.vms.boot import read_boot_id
 from duovisor.controlling.vms.definitions import Definitions, check_revision
 from duovisor.controlling.vms.documents import Intent
 from duovisor.controlling.vms.errors import BusyError, ShutdownTimeoutError, VmChangeError
+from duovisor.controlling.vms.guests import Guests
 from duovisor.controlling.vms.host_vms import HostVms
 from duovisor.controlling.vms.moves import Moves
 from duovisor.controlling.vms.records import (
@@ -35,12 +36,13 @@ from duovisor.controlling.vms.snapshots import Snapshots
 from duovisor.controlling.vms.status import build_active_status, build_resting_status
 from duovisor.controlling.vms.volumes import check_places, find_disk, grow_disk, lend_none
 from duovisor.hardware.capabilities import read_capabilities
-from duovisor.hypervisor.errors import VmmGoneError, WrongStateError
+from duovisor.hypervisor.errors import WrongStateError
 from duovisor.hypervisor.lifecycle import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from duovisor.controlling.agent.answers import GuestInfo
     from duovisor.controlling.anatomy import Anatomy
     from duovisor.controlling.console import Console
     from duovisor.controlling.snapshots.documents import SnapshotView
@@ -88,6 +90,7 @@ class VmManager:
         self._host = HostVms(self._runs, directories, self._boot_id, emit, self._capabilities)
         self._moves = Moves(self._definitions, self._host, self._tell)
         self._snapshots = Snapshots(directories, self._host, lend, self._tell)
+        self._guests = Guests(self._tell)
         self._actions: dict[str, str] = {}
         self._starts = asyncio.Semaphore(STARTS_PER_CPU * (os.cpu_count() or 1))
 
@@ -102,6 +105,7 @@ class VmManager:
         report = await Recovery(
             self._definitions, self._runs, self._host, self._directories, self._boot_id, self._emit
         ).run()
+        self._guests.look_at_adopted(self._host.active)
         return report.model_copy(
             update={"removed": (*report.removed, *removed), "problems": (*report.problems, *problems)}
         )
@@ -117,6 +121,7 @@ class VmManager:
 
     async def close(self) -> None:
         """Let go of all VMs; they run on."""
+        await self._guests.close()
         await self._host.detach_all()
 
     async def list(self, limit: int = 100, after: str | None = None) -> Page[VmView]:
@@ -203,16 +208,13 @@ class VmManager:
     async def shutdown(
         self, name: str, timeout_s: float = SHUTDOWN_TIMEOUT_S, progress: Progress = ignore_progress
     ) -> None:
-        """Press the power button and wait. Raises ``ShutdownTimeoutError``; the VM runs on then."""
+        """Ask the guest, and wait. Raises ``ShutdownTimeoutError``; the VM runs on then."""
         with self._exclusive(name, SHUTDOWN):
             vm = await self._require_active(name, SHUTDOWN)
             vm.machine.vmm.lifecycle.require({State.RUNNING}, "shut down")
             await self._host.announce(vm, Intent.SHUTDOWN)
             try:
-                progress(10, "power button pressed")
-                with suppress(VmmGoneError):  # it ended before it answered, by its guest or by a stop
-                    await vm.machine.vmm.press_power_button()
-                await vm.wait_gone(timeout_s=timeout_s)
+                await self._guests.shut_down(vm, timeout_s, progress)
             except TimeoutError:
                 raise ShutdownTimeoutError(
                     f"the guest of {name!r} did not shut down within {timeout_s:g} s; it runs on",
@@ -251,6 +253,7 @@ class VmManager:
             if not revived or vm.machine.vmm.state is not State.RUNNING:
                 await vm.machine.vmm.resume()
         self._tell(EventKind.RESUMED, name, vm.uuid)
+        self._guests.set_time(vm)
 
     async def reset(self, name: str) -> None:
         """Press a VM's reset button."""
@@ -351,6 +354,22 @@ class VmManager:
         """The end of what the guest printed, in this run and those before."""
         record = await self._definitions.get(name)
         return await asyncio.to_thread(read_console_log, self._host.console_log(record.uuid), max_bytes)
+
+    async def read_guest(self, name: str) -> GuestInfo:
+        """What a VM's guest tells of itself. Raises ``AgentError`` where nobody answers in it."""
+        return await self._guests.read_info(await self._require_active(name, "ask the guest of"))
+
+    async def freeze(self, name: str, for_s: float, progress: Progress = ignore_progress) -> None:
+        """Freeze the guest's file systems, for at most so many seconds. Raises ``AgentError``."""
+        with self._exclusive(name, "freeze the file systems of"):
+            count = await self._guests.freeze(await self._require_active(name, "freeze"), for_s)
+        progress(100, f"{count} file systems are frozen")
+
+    async def thaw(self, name: str, progress: Progress = ignore_progress) -> None:
+        """Thaw the guest's file systems. Raises ``AgentError``."""
+        with self._exclusive(name, "thaw the file systems of"):
+            count = await self._guests.thaw(await self._require_active(name, "thaw"))
+        progress(100, f"{count} file systems are thawed")
 
     async def anatomy(self, name: str) -> Anatomy:
         """The layers of a running VM, its processes and what of the host they hold."""

@@ -130,6 +130,8 @@ class EventKind(StrEnum):
     PAUSED = "paused"
     RESUMED = "resumed"
     RESET = "reset"
+    FROZEN = "frozen"
+    THAWED = "thawed"
     NVRAM_RESET = "nvram-reset"
     STOPPED = "stopped"
     CRASHED = "crashed"

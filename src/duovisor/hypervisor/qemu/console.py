@@ -35,11 +35,11 @@ def build_console() -> list[str]:
 
 
 def build_ports(spec: VirtualMachineSpec) -> list[str]:
-    """The virtio-serial ports that the specification names."""
-    if not spec.ports:
+    """The virtio-serial ports: those that the specification names, and the guest agent's."""
+    if not spec.all_ports:
         return []
     arguments = ["-device", f"virtio-serial-pci,id=ports,max_ports=31,{at(SERIAL_PORTS_SLOT)}"]
-    for index, port in enumerate(spec.ports):
+    for index, port in enumerate(spec.all_ports):
         name = port_socket(index)
         arguments += ["-chardev", _socket(name)]
         arguments += ["-device", f"virtserialport,bus=ports.0,nr={index + 1},chardev={name},name={port}"]
