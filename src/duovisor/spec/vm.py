@@ -17,20 +17,18 @@ from pydantic import (
 
 from duovisor.spec.cloud_init import CloudInitSpec
 from duovisor.spec.model import SpecModel
+from duovisor.spec.names import Text, VolumeName, check_name, check_text
 from duovisor.spec.sizes import MIB, parse_bytes
 
-NAME_MAX = 63
 MAX_DISKS = 12  # PCI slots 0x10 to 0x1b of the root bus, see hypervisor/qemu/pci.py
 MAX_NICS = 8  # PCI slots 0x08 to 0x0f
 MAX_DEVICES = 5  # PCI slots 0x03 to 0x07
 ENTROPY_DRIVER = "rng"
 AGENT_PORT = "org.qemu.guest_agent.0"
-DEFAULT_POOL = "default"
 BLOCK_DRIVER, ENCRYPTED_DRIVER = "block", "encrypted"
 DRIVER_SUFFIX = ".py"
 QUEUE_SIZE_MAX = 1024  # VIRTQUEUE_MAX_SIZE in QEMU's include/hw/virtio/virtio.h
 
-_NAME = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$")
 _MAC = re.compile(r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$")
 _PORT = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
 _INTERFACE = re.compile(r"^[^\s/:.][^\s/:]{0,14}$")  # IFNAMSIZ
@@ -92,27 +90,6 @@ class DriverFailure(StrEnum):
     REPORT = "report"
 
 
-def check_name(name: str) -> str:
-    """Return a virtual machine's name, or raise ``ValueError`` with what is wrong with it."""
-    if not name:
-        raise ValueError("a name must not be empty")
-    if len(name) > NAME_MAX:
-        raise ValueError(f"the name is {len(name)} characters long; {NAME_MAX} is the most")
-    if not _NAME.fullmatch(name):
-        raise ValueError(
-            f"{name!r} is not a name: letters, digits, '-', '_' and '.' only, a letter or digit at both ends"
-        )
-    return name
-
-
-def check_volume(text: str) -> str:
-    """Return a volume as ``POOL/NAME``; a name alone is in the pool ``default``. Raises ``ValueError``."""
-    pool, slash, name = text.partition("/")
-    if not slash:
-        pool, name = DEFAULT_POOL, text
-    return f"{check_name(pool)}/{check_name(name)}"
-
-
 def _check_mac(mac: str) -> str:
     mac = mac.lower()
     if not _MAC.match(mac):
@@ -133,12 +110,6 @@ def _check_serial(serial: str) -> str:
     if not _SERIAL.match(serial):
         raise ValueError(f"{serial!r} is not a disk serial: at most 20 letters, digits, '-', '_' and '.'")
     return serial
-
-
-def _check_text(text: str) -> str:
-    if "\0" in text:
-        raise ValueError(f"{text!r} holds a zero byte, which no path or command line can")
-    return text
 
 
 def _check_address(address: str) -> str:
@@ -178,7 +149,7 @@ def _check_port(name: str) -> str:
 def _check_driver(driver: str) -> str:
     if driver != ENTROPY_DRIVER and not driver.endswith(DRIVER_SUFFIX):
         raise ValueError(f"{driver!r} is neither {ENTROPY_DRIVER} nor a Python file, as in ./my_driver.py")
-    return _check_text(driver)
+    return check_text(driver)
 
 
 def _check_disk_driver(driver: str) -> str:
@@ -186,11 +157,10 @@ def _check_disk_driver(driver: str) -> str:
         raise ValueError(
             f"{driver!r} is neither {BLOCK_DRIVER} nor {ENCRYPTED_DRIVER} nor a Python file, as in ./mine.py"
         )
-    return _check_text(driver)
+    return check_text(driver)
 
 
 PortName = Annotated[str, AfterValidator(_check_port)]
-Text = Annotated[str, AfterValidator(_check_text)]
 DriverName = Annotated[str, AfterValidator(_check_driver)]
 DiskDriverName = Annotated[str, AfterValidator(_check_disk_driver)]
 OptionName = Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_]{0,62}$")]
@@ -222,7 +192,7 @@ class DiskSpec(SpecModel):
 
     slot: int | None = Field(default=None, ge=0, lt=MAX_DISKS)
     path: Text = ""
-    volume: Annotated[str, AfterValidator(check_volume)] | None = None
+    volume: VolumeName | None = None
     cloud_init: CloudInitSpec | None = None
     driver: DiskDriverName = BLOCK_DRIVER
     key_file: Annotated[Text, StringConstraints(min_length=1)] | None = None

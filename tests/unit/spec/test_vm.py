@@ -11,17 +11,8 @@ from pydantic import ValidationError
 
 from duovisor.spec.errors import SpecError
 from duovisor.spec.loading import build_spec
-from duovisor.spec.vm import (
-    MAX_DISKS,
-    MAX_NICS,
-    NAME_MAX,
-    CacheMode,
-    Design,
-    DiskFormat,
-    Firmware,
-    PortForward,
-    check_name,
-)
+from duovisor.spec.names import NAME_MAX, check_name
+from duovisor.spec.vm import MAX_DISKS, MAX_NICS, CacheMode, Design, DiskFormat, Firmware, PortForward
 
 
 def build(**fields: Any) -> Any:

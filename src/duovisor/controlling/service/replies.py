@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from duovisor.controlling.service.errors import PreconditionRequiredError, RequestInvalidError
 from duovisor.error_table import meaning_of
-from duovisor.spec.vm import NAME_MAX
+from duovisor.spec.names import NAME_MAX
 
 if TYPE_CHECKING:
     from duovisor.errors import DuovisorError

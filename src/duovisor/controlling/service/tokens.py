@@ -19,7 +19,7 @@ from duovisor.controlling.service.identity import Identity, Role
 from duovisor.controlling.store.collection import Collection
 from duovisor.controlling.store.documents import DocumentKind
 from duovisor.controlling.store.errors import DocumentExistsError, DocumentNotFoundError
-from duovisor.spec.vm import check_name
+from duovisor.spec.names import check_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable

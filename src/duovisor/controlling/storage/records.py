@@ -6,7 +6,8 @@ from enum import StrEnum
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from duovisor.spec.vm import DEFAULT_POOL, DiskFormat, check_name
+from duovisor.spec.names import DEFAULT_POOL, check_name
+from duovisor.spec.vm import DiskFormat
 
 __all__ = ["DEFAULT_POOL", "ImageFormat", "PoolKind", "PoolView", "VolumeFormat", "VolumeRef", "VolumeView"]
 

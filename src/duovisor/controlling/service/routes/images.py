@@ -32,7 +32,8 @@ from duovisor.controlling.storage.records import DEFAULT_POOL, ImageFormat
 from duovisor.controlling.storage.uploads import Upload
 from duovisor.controlling.vms.records import Autostart
 from duovisor.spec.cloud_init import UserName
-from duovisor.spec.vm import VirtualMachineSpec, check_name
+from duovisor.spec.names import check_name
+from duovisor.spec.vm import VirtualMachineSpec
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
 

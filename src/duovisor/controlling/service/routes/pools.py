@@ -14,7 +14,7 @@ from duovisor.controlling.storage.errors import PoolRefusedError
 from duovisor.controlling.storage.records import PoolKind, PoolView
 from duovisor.controlling.storage.views import get_pool as view_pool
 from duovisor.controlling.storage.views import list_pools as view_pools
-from duovisor.spec.vm import check_name
+from duovisor.spec.names import check_name
 
 router = APIRouter(prefix="/v1/pools", tags=["pools"])
 

@@ -15,7 +15,7 @@ from duovisor.controlling.service.operations import Operation, Work
 from duovisor.controlling.service.replies import ApiModel, Listing, Name
 from duovisor.controlling.service.routes.operations import accept
 from duovisor.controlling.snapshots.documents import SnapshotView
-from duovisor.spec.vm import check_name
+from duovisor.spec.names import check_name
 
 router = APIRouter(prefix="/v1/vms/{name}/snapshots", tags=["snapshots"])
 

@@ -27,7 +27,8 @@ from duovisor.controlling.service.replies import (
 )
 from duovisor.controlling.service.routes.operations import accept
 from duovisor.controlling.vms.records import Autostart, Page, VmView
-from duovisor.spec.vm import Design, VirtualMachineSpec, check_name
+from duovisor.spec.names import check_name
+from duovisor.spec.vm import Design, VirtualMachineSpec
 
 router = APIRouter(prefix="/v1/vms", tags=["vms"])
 

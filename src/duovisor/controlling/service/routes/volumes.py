@@ -26,7 +26,7 @@ from duovisor.controlling.storage.records import (
 from duovisor.controlling.storage.uploads import Upload
 from duovisor.controlling.storage.views import get_volume as view_volume
 from duovisor.controlling.storage.views import list_volumes as view_volumes
-from duovisor.spec.vm import check_name
+from duovisor.spec.names import check_name
 
 router = APIRouter(prefix="/v1/volumes", tags=["volumes"])
 
