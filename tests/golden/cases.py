@@ -40,7 +40,8 @@ CASES = (
     Case(
         "disks",
         (
-            "--name", "disks", "--cpus", "4", "--memory", "2G", "--accelerator", "auto", "--vmm", "qemu",
+            "--name", "disks", "--cpus", "4", "--cpu-model", "x86-64-v3", "--memory", "2G",
+            "--accelerator", "auto", "--vmm", "qemu",
             "--disk", "/srv/system.raw,serial=system,queues=4,queue_size=1024",
             "--disk", "/srv/data.raw,cache=none,on_driver_failure=report,driver_hang_s=5",
             "--disk", "/srv/media.iso,read_only,format=raw",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
     from duovisor.controlling.images.image import Image
 
-UNIT = Path(__file__).parents[2] / "packaging/duovisord.service"
+ROOT = Path(__file__).parents[2]
+PROJECT, UNIT = ROOT / "pyproject.toml", ROOT / "packaging/duovisord.service"
 DOWNLOAD_TIMEOUT_S = 120.0
 
 
@@ -33,7 +35,9 @@ def build_payload(disk: Path, image: Image, python_version: tuple[int, int]) -> 
     try:
         python = content / "python"
         shutil.copytree(Path(duovisor.__file__).parent, python / "duovisor")
-        needed = find_needed("duovisor")
+        # the tree's own word: what is installed may have been so before a dependency came
+        project = tomllib.loads(PROJECT.read_text())["project"]
+        needed = find_needed(project["dependencies"])
         for distribution in needed:
             copy_distribution(distribution, python)
         if python_version != sys.version_info[:2]:
@@ -47,17 +51,16 @@ def build_payload(disk: Path, image: Image, python_version: tuple[int, int]) -> 
         shutil.rmtree(content, ignore_errors=True)
 
 
-def find_needed(name: str) -> list[metadata.Distribution]:
-    """Every installed distribution that ``name`` needs at run time, without itself."""
+def find_needed(requirements: Iterable[str]) -> list[metadata.Distribution]:
+    """Every installed distribution that ``requirements`` need at run time, themselves included."""
     found: dict[str, metadata.Distribution] = {}
-    waiting = [name]
+    waiting = list(requirements)
     while waiting:
-        distribution = metadata.distribution(waiting.pop())
-        for requirement in map(Requirement, distribution.requires or ()):
-            wanted = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-            if wanted and requirement.name not in found:
-                found[requirement.name] = metadata.distribution(requirement.name)
-                waiting.append(requirement.name)
+        requirement = Requirement(waiting.pop())
+        wanted = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if wanted and requirement.name not in found:
+            found[requirement.name] = metadata.distribution(requirement.name)
+            waiting += found[requirement.name].requires or ()
     return list(found.values())
 
 

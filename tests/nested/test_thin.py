@@ -47,6 +47,12 @@ def test_guest_boots_on_the_thin_vmm_that_nobody_asked_for(reports: Reports) -> 
     assert booted["says"] == "Hypervisor detected: KVM\nttyS0 hvc0\n"  # the last one is /dev/console
 
 
+def test_its_processors_have_what_their_model_has(reports: Reports) -> None:
+    flags = set(find(reports, "thin-processor")["flags"])
+    assert {"avx2", "bmi2", "fma"} <= flags
+    assert "umip" not in flags  # KVM offers it on every host
+
+
 @pytest.mark.parametrize("step", ["thin-booted", "thin-moved"])
 def test_vmm_holds_kvm_and_guest_memory_alone(reports: Reports, step: str) -> None:
     processes = find(reports, step)["anatomy"]["processes"]

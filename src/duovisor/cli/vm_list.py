@@ -127,7 +127,7 @@ def _describe_record(record: dict[str, Any]) -> dict[str, str]:
     return {
         "name": record["name"],
         "design": spec["design"],
-        "processors": str(spec["cpus"]),
+        "processors": f"{spec['cpus']}, {spec['cpu_model']}",
         "memory": format_mib(spec["memory_mib"]),
         "firmware": _describe_firmware(spec),
         "kernel": spec["kernel"]["path"] if spec["kernel"] else "-",

@@ -25,6 +25,11 @@ _OPTIONS = (
         help="Drivers inside the hypervisor layer, or in the controlling layer.  [default: monolithic]",
     ),
     click.option("--cpus", type=int, help="Number of vCPUs.  [default: 1]"),
+    click.option(
+        "--cpu-model",
+        type=click.Choice(["host", "x86-64-v2", "x86-64-v3"]),
+        help="What they have: all of the host's, or a level that is the same everywhere.  [default: host]",
+    ),
     click.option("--memory", help="Guest memory: 512M, 2G; a bare number is MiB.  [default: 512M]"),
     click.option(
         "--disk",
@@ -93,7 +98,7 @@ def build_document(base: Mapping[str, Any], options: Mapping[str, Any]) -> dict[
     """
     document = dict(base)
     _check_kinds(document)
-    for key in ("name", "design", "cpus", "memory", "accelerator", "vmm", "firmware"):
+    for key in ("name", "design", "cpus", "cpu_model", "memory", "accelerator", "vmm", "firmware"):
         if options[key] is not None:
             document[key] = options[key]
     for key in ("tpm", "guest_agent"):

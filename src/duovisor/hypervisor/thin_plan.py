@@ -98,7 +98,6 @@ def build_thin(
     paths: ThinPaths,
     kvm_gids: tuple[int, ...] = (),
     *,
-    cpu_model: str = "host",
     restored: bool = False,
 ) -> LaunchPlan:
     """Plan the thin VMM's process; ``kvm_gids`` are the groups that may open /dev/kvm.
@@ -114,7 +113,7 @@ def build_thin(
     config = {
         "name": spec.name,
         "cpus": spec.cpus,
-        "cpu_model": cpu_model,
+        "cpu_model": spec.cpu_model,
         "memory": MEMORY,
         "memory_mib": spec.memory_mib,
         "kernel": KERNEL,

@@ -18,6 +18,7 @@ from pydantic import (
 from duovisor.spec.cloud_init import CloudInitSpec
 from duovisor.spec.model import SpecModel
 from duovisor.spec.names import Text, VolumeName, check_name, check_text
+from duovisor.spec.processors import CpuModel
 from duovisor.spec.sizes import MIB, parse_bytes
 
 MAX_DISKS = 12  # PCI slots 0x10 to 0x1b of the root bus, see hypervisor/qemu/pci.py
@@ -362,6 +363,7 @@ class VirtualMachineSpec(SpecModel):
     accelerator: Accelerator = Accelerator.AUTO
     vmm: VmmKind = VmmKind.AUTO
     cpus: int = Field(default=1, ge=1, le=255)
+    cpu_model: CpuModel = CpuModel.HOST
     memory_mib: Annotated[int, BeforeValidator(_read_memory)] = Field(default=512, ge=16, le=16 << 20)
     firmware: Firmware = Firmware.BIOS
     secure_boot: bool = False

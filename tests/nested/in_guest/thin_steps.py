@@ -30,6 +30,7 @@ from duovisor.controlling.images.probe_client import connect_probe
 from duovisor.controlling.images.store import load_image
 from duovisor.directories import find_directories
 from duovisor.hypervisor.qemu.console import QMP_SOCKET, port_socket
+from duovisor.spec.processors import CpuModel
 from duovisor.spec.vm import Design, NicSpec
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ BRIDGE, HOST = "br-inner", "10.0.8.1"
 STREAM_MIB = 4
 SET_UP_CARD = f"ip address add 10.0.8.3/24 dev eth0; ip link set eth0 up; ping -c 3 -W 5 {HOST}"
 IDENTITY = "cat /proc/sys/kernel/random/boot_id"
-SAME_DEVICES = "dmesg | grep -o 'Hypervisor detected: .*'; cat /sys/class/tty/console/active"
+WHO_RUNS_US = "dmesg | grep -o 'Hypervisor detected: .*'; cat /sys/class/tty/console/active"
 READS = 500
 READ = f"dd if={{}} of=/dev/null bs=4k count={READS} skip=2048 iflag=direct 2>&1"
 LOAD_MIB = 2
@@ -170,13 +171,14 @@ async def live(service: Service, scratch: Path) -> None:
     spec = build_probe_spec(
         NAME, Design.MICROKERNELIZED, load_image("probe", find_directories()), scratch, CPUS
     )
-    spec = spec.model_copy(update={"nics": (NicSpec(bridge=BRIDGE),)})
+    spec = spec.model_copy(update={"nics": (NicSpec(bridge=BRIDGE),), "cpu_model": CpuModel.X86_64_V3})
     service.client.request("POST", "/v1/vms", {"spec": spec.model_dump(mode="json")})
     await service.act("start")
     async with converse() as guest:
         booted = await guest.wait_booted(TIMEOUT_S)
         anatomy = service.client.get(f"{vm_path(NAME)}/anatomy")
-        report("thin-booted", guest=booted.model_dump(), anatomy=anatomy, says=await ask(guest, SAME_DEVICES))
+        report("thin-booted", guest=booted.model_dump(), anatomy=anatomy, says=await ask(guest, WHO_RUNS_US))
+        report("thin-processor", flags=(await ask(guest, "grep -m 1 ^flags /proc/cpuinfo")).split())
         device = booted.find_disk(SCRATCH_SERIAL)
         assert device is not None
         report("thin-stream", **await stream(service, guest))

@@ -43,6 +43,33 @@ def make_spec(**changes: Any) -> VirtualMachineSpec:
     return build_spec({**document, **changes})
 
 
+# what each field of a specification is: had by the thin VMM, refused by find_obstacle, no business of a VMM's
+HAD = {
+    "name",
+    "cpus",
+    "cpu_model",
+    "memory_mib",
+    "kernel",
+    "disks",
+    "nics",
+    "devices",
+    "ports",
+    "guest_agent",
+}
+REFUSED = {"design", "accelerator", "firmware", "secure_boot", "tpm"}
+OF_OTHERS = {"vmm"}
+
+
+def test_no_field_of_a_specification_is_quietly_dropped() -> None:
+    fields = set(VirtualMachineSpec.model_fields)
+    assert fields == HAD | REFUSED | OF_OTHERS, "let the thin VMM have it, or refuse it in find_obstacle"
+
+
+def test_processors_are_of_the_wanted_model() -> None:
+    plan = build_thin(make_spec(cpu_model="x86-64-v2"), Accelerator.KVM, PATHS)
+    assert parse_arguments(plan.resolve_argv(number_descriptors(plan))[7:]).cpu_model == "x86-64-v2"
+
+
 def number_descriptors(plan: LaunchPlan) -> dict[str, int]:
     names = (*plan.sockets, "console-log", "state")
     return {name: number for number, name in enumerate(names, start=10)}

@@ -6,6 +6,7 @@ import json
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from duovisor.spec.processors import CpuModel
 from duovisor.spec.vm import Accelerator
 
 if TYPE_CHECKING:
@@ -14,6 +15,13 @@ if TYPE_CHECKING:
     from duovisor.hardware.qemu import QemuAbilities
     from duovisor.spec.vm import VirtualMachineSpec
 
+# the oldest processors that are of these levels (target/i386/cpu.c), without what other makers' lack
+MODELS = {
+    CpuModel.X86_64_V2: "Nehalem,vme=off",
+    CpuModel.X86_64_V3: "Haswell-noTSX,vme=off,pcid=off,invpcid=off",
+}
+TCG_LACKS = ",x2apic=off,tsc-deadline=off"
+
 
 def build_machine(spec: VirtualMachineSpec, qemu: QemuAbilities, accelerator: Accelerator) -> list[str]:
     """The machine: a versioned q35, so that another QEMU builds the same hardware, and no default device."""
@@ -21,7 +29,7 @@ def build_machine(spec: VirtualMachineSpec, qemu: QemuAbilities, accelerator: Ac
         "-name", f"guest={spec.name},debug-threads=on",
         "-nodefaults", "-no-user-config", "-display", "none", "-vga", "none",
         "-machine", f"{qemu.q35_machine},memory-backend=ram,usb=off,vmport=off,dump-guest-core=off",
-        *build_accelerator(accelerator),
+        *build_accelerator(accelerator), "-cpu", build_processor(spec.cpu_model, accelerator),
         "-smp", f"{spec.cpus},sockets=1,cores={spec.cpus},threads=1",
         "-rtc", "base=utc",
     ]  # fmt: skip
@@ -39,11 +47,17 @@ def read_machine_version(machine_type: str) -> tuple[int, int]:
 
 
 def build_accelerator(accelerator: Accelerator) -> list[str]:
-    """What runs the guest's instructions, and the richest processor that it can offer."""
-    if accelerator is Accelerator.KVM:
-        return ["-accel", "kvm", "-cpu", "host"]
+    """What runs the guest's instructions."""
+    return ["-accel", "kvm" if accelerator is Accelerator.KVM else "tcg,thread=multi"]
+
+
+def build_processor(model: CpuModel, accelerator: Accelerator) -> str:
+    """The processor in QEMU's words; a host that lacks something of a named one is refused by QEMU itself."""
+    if model is not CpuModel.HOST:
+        lacks = "" if accelerator is Accelerator.KVM else TCG_LACKS
+        return f"{MODELS[model]}{lacks},enforce=on"
     # la57 off: five-level page tables would cost every emulated page walk a level more
-    return ["-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]
+    return "host" if accelerator is Accelerator.KVM else "max,la57=off"
 
 
 def build_memory(memory_mib: int, memory_file: str) -> list[str]:
