@@ -9,13 +9,20 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from duovisor.controlling.agent.answers import GuestInfo, GuestInterface
 from duovisor.controlling.agent.errors import AgentSilentError
 from duovisor.controlling.anatomy import Anatomy, ProcessAnatomy
 from duovisor.controlling.description import Duty
 from duovisor.controlling.moving.errors import MoveFailedError, MoveRefusedError
+from duovisor.controlling.plugging.changes import (
+    add_device,
+    name_devices,
+    place_disk,
+    place_nic,
+    remove_device,
+)
 from duovisor.controlling.snapshots.documents import SnapshotView
 from duovisor.controlling.snapshots.errors import SnapshotExistsError, SnapshotNotFoundError
 from duovisor.controlling.supervision.records import DeviceState, DriverStatus, Replacement
@@ -41,9 +48,9 @@ from duovisor.controlling.vms.records import (
     VmView,
     now,
 )
-from duovisor.hypervisor.errors import VmmStartError, WrongStateError
+from duovisor.hypervisor.errors import UnplugTimeoutError, VmmStartError, WrongStateError
 from duovisor.hypervisor.lifecycle import State
-from duovisor.spec.vm import Accelerator, Design, VmmKind
+from duovisor.spec.vm import Accelerator, Design, DiskSpec, NicSpec, VmmKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -252,6 +259,23 @@ class FakeVmManager:
     async def delete_snapshot(self, name: str, snapshot: str) -> None:
         await self.get_snapshot(name, snapshot)
         del self._snapshots[(await self.get(name)).record.uuid, snapshot]
+
+    async def attach(self, name: str, device: DiskSpec | NicSpec, progress: Progress) -> None:
+        vm = await self.get(name)
+        place: Any = place_disk if isinstance(device, DiskSpec) else place_nic
+        spec = add_device(vm.record.spec, place(device, [vm.record.spec]))
+        self._keep(self._with_record(vm, spec=spec))
+        (added,) = name_devices(spec).keys() - name_devices(vm.record.spec).keys()
+        progress(100, f"{added} attached")
+
+    async def detach(self, name: str, device: str, timeout_s: float, progress: Progress) -> None:
+        vm = await self.get(name)
+        if device not in name_devices(vm.record.spec):
+            raise DeviceNotFoundError(f"{name} has no disk or network card {device!r}")
+        if name.startswith("stubborn"):
+            raise UnplugTimeoutError(f"the guest of {name} did not let go of {device}")
+        self._keep(self._with_record(vm, spec=remove_device(vm.record.spec, device)))
+        progress(100, f"{device} detached")
 
     async def resize_volume(self, volume: str, size_bytes: int) -> None:
         raise WrongStateError(f"volume {volume} is in use, and not by a VM that names it")

@@ -48,6 +48,31 @@ def test_a_running_vm_is_switched(api: Api, name: str) -> None:
     assert {"vm.switched", "vm.vmm-updated"} <= set(actions)
 
 
+def test_devices_come_and_go(api: Api, name: str) -> None:
+    api.make_vm(name)
+    before = api.get(f"/v1/vms/{name}").headers["etag"]
+    disk = {"disk": {"path": "/srv/a.raw"}}
+    attached = api.finish(api.post(f"/v1/vms/{name}/attach-disk", json=disk))
+    assert (attached["action"], attached["message"]) == ("vm.attach-disk", "disk0 attached")
+    assert api.get(f"/v1/vms/{name}").headers["etag"] != before
+    again = api.finish(api.post(f"/v1/vms/{name}/attach-disk", json=disk))
+    assert (again["state"], again["error"]["code"]) == ("failed", "plug-refused")
+    for path, wrong in (
+        ("attach-disk", {}),
+        ("attach-disk", {"disk": {"path": "/a", "slot": 99}}),
+        ("attach-nic", {"nic": {"network": "none"}}),
+        ("detach-disk", {"device": "nic0"}),
+        ("detach-nic", {"device": "nic0", "timeout_s": 0}),
+    ):
+        reply = api.post(f"/v1/vms/{name}/{path}", json=wrong)
+        assert (reply.status_code, reply.json()["code"]) == (422, "request-invalid"), wrong
+    assert api.post("/v1/vms/none/attach-disk", json=disk).status_code == 404
+    detached = api.finish(api.post(f"/v1/vms/{name}/detach-disk", json={"device": "disk0"}))
+    assert detached["state"] == "done"
+    gone = api.finish(api.post(f"/v1/vms/{name}/detach-disk", json={"device": "disk0"}))
+    assert gone["error"]["code"] == "device-not-found"
+
+
 def test_what_is_not_switched(api: Api, name: str) -> None:
     api.make_vm(name)
     at_rest = api.finish(api.post(f"/v1/vms/{name}/switch", json={"design": "microkernelized"}))

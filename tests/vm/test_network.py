@@ -20,10 +20,11 @@ from tests.vm.test_adoption import adopting, run_service
 from duovisor.controlling.errors import NetworkError
 from duovisor.controlling.images.boot import add_image
 from duovisor.controlling.images.probe_client import connect_probe
+from duovisor.controlling.plugging.plug import plug_in, take_out
 from duovisor.controlling.supervision.backoff import Backoff
 from duovisor.controlling.supervision.records import DeviceState
 from duovisor.spec.loading import build_spec
-from duovisor.spec.vm import Design
+from duovisor.spec.vm import Design, NicSpec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from duovisor.controlling.images.image import Image
     from duovisor.controlling.supervision.device import DeviceSupervisor
     from duovisor.directories import Directories
+    from duovisor.hardware.capabilities import HostCapabilities
 
     from .conftest import Guest
 
@@ -133,7 +135,7 @@ async def upload(guest: Guest, mib: int) -> None:
     assert peer.moved == mib << 20
 
 
-async def test_two_designs_on_one_bridge(boot: Boot) -> None:
+async def test_two_designs_on_one_bridge(boot: Boot, capabilities: HostCapabilities) -> None:
     first = await boot_on_bridge(boot, Design.MONOLITHIC, 2)
     second = await boot_on_bridge(boot, Design.MICROKERNELIZED, 3)
     assert len(list_ports()) == 2
@@ -150,6 +152,23 @@ async def test_two_designs_on_one_bridge(boot: Boot) -> None:
     device = second.machine.devices["nic0"]
     assert device.describe().state is DeviceState.RUNNING
     assert device.plan.role == "network driver"
+    for number, guest in ((2, first), (3, second)):
+        await exchange_card(guest, number, capabilities)
+
+
+async def exchange_card(guest: Guest, number: int, capabilities: HostCapabilities) -> None:
+    """Take the card that a guest booted with, give it another, and take that too."""
+    ports = len(list_ports())
+    await take_out(guest.machine, "nic0", timeout_s=60)
+    assert len(list_ports()) == ports - 1  # its TAP is gone, and no driver of it is left
+    assert await plug_in(guest.machine, NicSpec(bridge=BRIDGE, slot=4), capabilities) == "nic4"
+    assert len(list_ports()) == ports
+    there = "until ip addr add 10.77.0.{}/24 dev eth0; do sleep 0.1; done; ip link set eth0 up"
+    await guest.output(there.format(number))
+    assert "0% packet loss" in await guest.output(f"ping -c1 -W9 {HOST}; ping -c 5 -i 0.05 -W 5 {HOST}")
+    await take_out(guest.machine, "nic4", timeout_s=60)
+    assert len(list_ports()) == ports - 1
+    assert not guest.machine.devices.keys() - {"disk0"}
 
 
 @pytest.mark.parametrize("design", DESIGNS)

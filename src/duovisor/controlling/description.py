@@ -17,7 +17,7 @@ from duovisor.controlling.errors import MachineNotFoundError
 from duovisor.controlling.run_folder import has_owner, list_run_folders
 from duovisor.hypervisor.plan import LaunchPlan
 from duovisor.process_identity import ProcessIdentity, is_living, read_children
-from duovisor.spec.vm import Accelerator, VirtualMachineSpec, VmmKind
+from duovisor.spec.vm import Accelerator, DiskSpec, NicSpec, VirtualMachineSpec, VmmKind
 
 if TYPE_CHECKING:
     from duovisor.controlling.machine import Machine
@@ -86,6 +86,16 @@ class PlanDescription(BaseModel):
     bound: tuple[str, ...] = ()
 
 
+class DeviceChange(BaseModel):
+    """A device that is just being plugged in, with what it is to be, or out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: str
+    disk: DiskSpec | None = None
+    nic: NicSpec | None = None
+
+
 class IncarnationDescription(BaseModel):
     """One VMM of a VM with what serves its devices, in the folder ``number`` of the run folder.
 
@@ -101,6 +111,7 @@ class IncarnationDescription(BaseModel):
     vmm_reason: str = ""
     plan: PlanDescription
     processes: tuple[ProcessDescription, ...] = ()
+    change: DeviceChange | None = None
 
 
 class MachineDescription(BaseModel):

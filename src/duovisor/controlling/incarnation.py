@@ -30,6 +30,7 @@ from duovisor.controlling.machine_drivers import adopt_device, plan_device
 from duovisor.controlling.machine_formats import adopt_keeper, build_format_environment, is_format_process
 from duovisor.controlling.machine_networks import adopt_tap, open_taps
 from duovisor.controlling.network_helper import start_network_helper
+from duovisor.controlling.plugging.recovery import settle_plugging
 from duovisor.controlling.preflight import find_sandbox_tools
 from duovisor.controlling.supervision.adoption import adopt_crew
 from duovisor.controlling.supervision.device import DeviceSupervisor
@@ -45,10 +46,10 @@ from duovisor.spec.vm import Design, DiskFormat, VmmKind
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable
     from pathlib import Path
 
-    from duovisor.controlling.description import ProcessDescription
+    from duovisor.controlling.description import DeviceChange, ProcessDescription
     from duovisor.controlling.formats.process import FormatEnvironment
     from duovisor.controlling.machine_checks import CheckedStart
     from duovisor.controlling.supervision.factories import Factories
@@ -92,6 +93,8 @@ class Incarnation:
         self.devices: dict[str, DeviceSupervisor] = {}
         self.helpers: dict[str, Process] = {}
         self.taps: dict[str, int] = {}
+        self.change: DeviceChange | None = None
+        self.files: dict[str, ExitStack] = {}  # of devices that were plugged in
         self._keepers: dict[str, FormatKeeper] = {}
         self._fixed: tuple[ProcessDescription, ...] = ()
         self._factories = factories
@@ -116,6 +119,7 @@ class Incarnation:
                 argv=plan.argv, sockets=plan.sockets, channels=plan.channels, bound=plan.bound
             ),
             processes=(*self._fixed, *formats, *crews),
+            change=self.change,
         )
 
     # A life
@@ -145,12 +149,12 @@ class Incarnation:
         if not inside:
             await self._start_devices(checked, console_log, old)
         if checked.tpm is not None and kept is not None:
-            record = partial(self._record, device=TPM_SOCKET)
+            record = partial(self.record_process, device=TPM_SOCKET)
             self.helpers[TPM_SOCKET] = start_tpm(checked.tpm, self.name, self.run_dir, kept, record)
         self.vmm.launch(
             console_log,
             die_with_owner=die_with_owner,
-            record=self._record,
+            record=self.record_process,
             taps=self.taps if inside else {STATE: state} if state is not None else {},
         )
         if self.vmm.plan.bound:
@@ -174,6 +178,10 @@ class Incarnation:
         if loaded is not None:
             await loaded
         await self.unless_lost(self.vmm.go())
+
+    def forget_processes(self, device: str) -> None:
+        """Those that served a device which is gone have ended."""
+        self._fixed = tuple(each for each in self._fixed if each.device != device or each.is_vmm)
 
     def settle(self) -> None:
         """Every process has its own number by now; write down which."""
@@ -199,6 +207,8 @@ class Incarnation:
         if found is None:
             raise VmmGoneError(f"{self.name}: the VMM has ended")
         await self.vmm.adopt(found)
+        if self.decision.kind is VmmKind.QEMU:
+            await settle_plugging(self, left)
         if self.spec.design is Design.MICROKERNELIZED:
             await self._adopt_devices(left, console_log, capabilities)
 
@@ -309,7 +319,7 @@ class Incarnation:
 
     # Starting
 
-    def _record(self, process: Process, device: str = "") -> None:
+    def record_process(self, process: Process, device: str = "") -> None:
         """Note a process before its program begins."""
         self._fixed = (*self._fixed, describe_process(process, device))
         self._note()
@@ -317,13 +327,13 @@ class Incarnation:
     async def _start_devices(self, checked: CheckedStart, console_log: Path, old: Incarnation | None) -> None:
         if self.decision.kind is VmmKind.THIN:
             console = open_console(self.spec, self.run_dir, console_log, self.held)
-            self._add_device(plan_console(self.spec, console))
+            self.add_device(plan_console(self.spec, console))
         await self._plan_disks(checked, old)
         for index, _ in self.spec.numbered_nics():
             if (tap := self.taps.get(nic_socket(index))) is not None:
-                self._add_device(plan_nic(self.spec, index, {"tap": tap}))
+                self.add_device(plan_nic(self.spec, index, {"tap": tap}))
         for index, device in enumerate(checked.devices):
-            self._add_device(plan_device(self.spec, index, device, self.held))
+            self.add_device(plan_device(self.spec, index, device, self.held))
         early = [each for name, each in self.devices.items() if name not in self.vmm.plan.bound]
         await asyncio.gather(*(each.start() for each in early))
         passt = checked.capabilities.tools.passt
@@ -331,7 +341,11 @@ class Incarnation:
             name = nic_socket(index)
             if name not in self.taps:
                 self.helpers[name] = start_network_helper(
-                    passt, self.run_dir, name, nic, partial(self._record, device=name)
+                    passt,
+                    self.vmm.socket_path(name),
+                    self.run_dir,
+                    nic,
+                    partial(self.record_process, device=name),
                 )
 
     def _share_image(self, plan: DevicePlan) -> DevicePlan:
@@ -347,10 +361,10 @@ class Incarnation:
             name = disk_socket(index)
             if disk.format is DiskFormat.RAW:
                 if old is not None and name in old.devices:
-                    self._add_device(self._share_image(old.devices[name].plan))
+                    self.add_device(self._share_image(old.devices[name].plan))
                 else:
                     descriptors = checked.disks[at].descriptors
-                    self._add_device(plan_disk(self.spec, index, descriptors, files=self.held))
+                    self.add_device(plan_disk(self.spec, index, descriptors, files=self.held))
                 continue
             environment = self._build_format_environment(checked.tools, checked.capabilities)
             keeper = FormatKeeper(environment, name, disk, checked.chains[at], self.record)
@@ -359,7 +373,7 @@ class Incarnation:
                 await keeper.start()
             else:
                 keeper.prepare(sizes[name])
-            self._add_device(plan_disk(self.spec, index, keeper.descriptors, keeper.size_bytes), keeper)
+            self.add_device(plan_disk(self.spec, index, keeper.descriptors, keeper.size_bytes), keeper)
 
     async def read_disk_sizes(self) -> dict[str, int]:
         """The size of each formatted disk in bytes, by its name."""
@@ -368,17 +382,21 @@ class Incarnation:
         return {name: keeper.size_bytes for name, keeper in self._keepers.items()}
 
     @property
-    def keepers(self) -> Mapping[str, FormatKeeper]:
+    def keepers(self) -> dict[str, FormatKeeper]:
         """Who looks after the format processes, by the disk's name."""
         return self._keepers
 
-    async def _start_late(self, names: Iterable[str]) -> None:
-        """Start the drivers that the VMM waits for on sockets of its own."""
+    async def wait_bound(self, names: Iterable[str]) -> None:
+        """Wait until the VMM has bound these sockets of its own."""
         assert self.vmm.process is not None
         await wait_channels(map(self.vmm.socket_path, names), self.vmm.process)
+
+    async def _start_late(self, names: Iterable[str]) -> None:
+        """Start the drivers that the VMM waits for on sockets of its own."""
+        await self.wait_bound(names)
         await asyncio.gather(*(self.devices[name].start() for name in names))
 
-    def _add_device(self, plan: DevicePlan, keeper: FormatKeeper | None = None) -> DeviceSupervisor:
+    def add_device(self, plan: DevicePlan, keeper: FormatKeeper | None = None) -> DeviceSupervisor:
         supervisor = DeviceSupervisor(plan, self, self._factories, self._tell, keeper)
         self.devices[plan.device] = supervisor
         return supervisor
@@ -434,7 +452,7 @@ class Incarnation:
     async def _adopt_device(
         self, plan: DevicePlan, found: list[ProcessDescription], keeper: FormatKeeper | None = None
     ) -> None:
-        device = self._add_device(plan, keeper)
+        device = self.add_device(plan, keeper)
         await adopt_crew(device.crew, found, self)
         device.supervise()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,12 +21,14 @@ from duovisor.controlling.machine_checks import check_start
 from duovisor.controlling.machine_place import CURRENT, Place, make_place
 from duovisor.controlling.memory_folder import open_memory_folder
 from duovisor.controlling.moving.recovery import conclude_move, take_disks_back
+from duovisor.controlling.plugging.plug import conclude
 from duovisor.controlling.resources.vm_group import VmGroup, find_vm_group, open_vm_group
 from duovisor.controlling.snapshots.loading import loading, open_state
 from duovisor.controlling.supervision.factories import Factories
-from duovisor.controlling.supervision.records import ignore_driver_events
+from duovisor.controlling.supervision.records import DriverEvent, DriverEventKind, ignore_driver_events
 from duovisor.controlling.vmm_choice import VmmDecision
 from duovisor.hardware.accelerator import AcceleratorDecision
+from duovisor.hypervisor.errors import HypervisorError
 from duovisor.hypervisor.memory import create_memory_file
 from duovisor.hypervisor.qemu.console import CONSOLE_SOCKET, port_socket
 from duovisor.hypervisor.vmm import Vmm
@@ -82,6 +84,7 @@ class Machine:
         self._is_gone = False
         self._factories = factories
         self._tell = tell
+        self._concluding: set[asyncio.Task[None]] = set()
 
     @property
     def spec(self) -> VirtualMachineSpec:
@@ -227,13 +230,27 @@ class Machine:
         self, number: int, spec: VirtualMachineSpec, decision: VmmDecision, vmm: Vmm, held: ExitStack
     ) -> Incarnation:
         """An incarnation that is not begun; ``held`` goes over to it."""
+        vmm.on_unplugged = self._on_unplugged
         return Incarnation(number, spec, decision, vmm, held, self._factories, self._tell, self.write)
+
+    def _on_unplugged(self, device: str) -> None:
+        task = asyncio.create_task(self._conclude_unplug(device))
+        self._concluding.add(task)
+        task.add_done_callback(self._concluding.discard)
+
+    async def _conclude_unplug(self, device: str) -> None:
+        """A guest may let go of a device without being asked, or long after."""
+        with suppress(HypervisorError):  # the VMM has ended, and all its devices with it
+            if await conclude(self, device):
+                said = "the guest let go of it; it comes back at the next start"
+                self._tell(DriverEvent(DriverEventKind.GONE, device, said))
 
     async def clean_up(self) -> None:
         """End the VM and remove all it left on the host; the disks' content stays. Once is enough."""
         if self._is_gone:
             return
         self._is_gone = True
+        await self._stop_concluding()
         async with AsyncExitStack() as stack:
             stack.callback(self.place.remove)
             stack.callback(self.group.close)
@@ -245,7 +262,13 @@ class Machine:
         await self._let_go()
         self.place.release()
 
+    async def _stop_concluding(self) -> None:
+        for task in (concluding := tuple(self._concluding)):
+            task.cancel()
+        await asyncio.gather(*concluding, return_exceptions=True)
+
     async def _let_go(self) -> None:
+        await self._stop_concluding()
         await self._close_console()
         await self.current.let_go()
 

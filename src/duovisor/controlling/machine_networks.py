@@ -31,13 +31,18 @@ def open_taps(spec: VirtualMachineSpec, held: ExitStack) -> dict[str, int]:
 
     Raises ``NetworkError`` or ``HostLacksError``.
     """
-    taps = {}
-    for index, nic in spec.numbered_nics():
-        if nic.bridge is not None:
-            tap = open_bridged_tap(spec.name, index, nic.bridge, mac_of(spec.name, index, nic))
-            held.callback(os.close, tap)
-            taps[nic_socket(index)] = tap
-    return taps
+    taps = {nic_socket(index): open_card_tap(spec, index, held) for index, _ in spec.numbered_nics()}
+    return {name: tap for name, tap in taps.items() if tap is not None}
+
+
+def open_card_tap(spec: VirtualMachineSpec, index: int, held: ExitStack) -> int | None:
+    """A new TAP for card ``index``, if it is bridged; ``held`` closes it. Raises as ``open_taps``."""
+    nic = spec.nic_at(index)
+    if nic.bridge is None:
+        return None
+    tap = open_bridged_tap(spec.name, index, nic.bridge, mac_of(spec.name, index, nic))
+    held.callback(os.close, tap)
+    return tap
 
 
 def adopt_tap(spec: VirtualMachineSpec, index: int, pids: Iterable[int], held: ExitStack) -> int:

@@ -8,10 +8,10 @@ passt turns the guest's frames into the host's ordinary sockets without any priv
 from __future__ import annotations
 
 import resource
-import socket
 from typing import TYPE_CHECKING
 
 from duovisor import process
+from duovisor.controlling.channel_socket import connect_channel
 from duovisor.controlling.errors import HostLacksError, PartitionError
 
 if TYPE_CHECKING:
@@ -40,9 +40,9 @@ def build_passt_argv(passt: Path, nic: NicSpec, channel: int) -> tuple[str, ...]
 
 
 def start_network_helper(
-    passt: Path | None, run_dir: Path, name: str, nic: NicSpec, record: process.Record | None = None
+    passt: Path | None, socket_path: Path, run_dir: Path, nic: NicSpec, record: process.Record | None = None
 ) -> process.Process:
-    """Start passt for the card whose socket ``name`` listens already.
+    """Start passt for the card whose socket listens already; its log is in ``run_dir``.
 
     It is limited, and ``record`` is told of it, before passt begins. Raises ``HostLacksError`` without passt,
     ``PartitionError`` when nobody listens.
@@ -58,11 +58,12 @@ def start_network_helper(
         if record is not None:
             record(started)
 
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
-        try:
-            channel.connect(str(run_dir / f"{name}.sock"))
-        except OSError as error:
-            raise PartitionError(f"channel {name} refuses: {error}") from error
+    name = socket_path.stem
+    try:
+        connected = connect_channel(socket_path)
+    except OSError as error:
+        raise PartitionError(f"channel {name} refuses: {error}") from error
+    with connected as channel:
         return process.start(
             build_passt_argv(passt, nic, channel.fileno()),
             role="network helper",

@@ -41,6 +41,18 @@ class QmpError(HypervisorError):
     code = "qmp-refused"
 
 
+class UnplugTimeoutError(HypervisorError):
+    """The guest did not let go of a device in time; it still has it."""
+
+    code = "unplug-timeout"
+
+
+class UnplugRefusedError(HypervisorError):
+    """The guest said that it does not let go of a device."""
+
+    code = "unplug-refused"
+
+
 class QmpTimeoutError(HypervisorError):
     """The VMM did not answer in time; whether the command took effect is not known."""
 

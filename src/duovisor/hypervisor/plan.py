@@ -55,6 +55,14 @@ class LaunchPlan:
             resolved.append(argument)
         return tuple(resolved)
 
+    def without(self, name: str) -> LaunchPlan:
+        """The same VMM without a socket of that name."""
+        sockets, channels, bound = (
+            tuple(each for each in names if each != name)
+            for names in (self.sockets, self.channels, self.bound)
+        )
+        return replace(self, sockets=sockets, channels=channels, bound=bound)
+
     def as_successor(self) -> LaunchPlan:
         """The same VMM, but waiting for the state of another one's devices."""
         return replace(self, argv=(*self.argv, "-incoming", "defer"))

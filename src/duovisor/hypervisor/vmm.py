@@ -13,9 +13,11 @@ import contextlib
 import os
 import socket
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from duovisor import process
+from duovisor.hypervisor import plugging
 from duovisor.hypervisor.errors import HypervisorError, QmpTimeoutError, VmmGoneError, VmmStartError
 from duovisor.hypervisor.lifecycle import ENDED, Lifecycle, State
 from duovisor.hypervisor.migration import handover
@@ -26,10 +28,11 @@ from duovisor.hypervisor.thin_plan import STATE
 from duovisor.sandbox import build_sandbox_argv
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
     from pathlib import Path
 
     from duovisor.hypervisor.plan import LaunchPlan
+    from duovisor.hypervisor.qemu.hot_plug import Plug
     from duovisor.process import Record
     from duovisor.sandbox import SandboxTools
 
@@ -72,6 +75,8 @@ class Vmm:
         self._killed = False
         self.ran_on_s = 0.0
         self._waiting: handover.Waiting | None = None
+        self._unplugged = plugging.Unplugged()
+        self.on_unplugged: Callable[[str], None] = lambda device: None
 
     @property
     def state(self) -> State:
@@ -98,16 +103,19 @@ class Vmm:
         if self.plan.sandbox is not None:  # also for cards that are plugged in later
             create_channels_folder(self.run_dir / CHANNELS, self.owner)
         for name in self.plan.sockets:
-            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self._listeners[name] = listener
-            try:
-                listener.bind(str(self.socket_path(name)))
-            except OSError as error:
-                raise HypervisorError(
-                    f"cannot bind {self.socket_path(name)}: {error}",
-                    remedy="choose a shorter DUOVISOR_RUNTIME_DIR" if "too long" in str(error) else "",
-                ) from error
-            listener.listen(4)
+            self._bind(name)
+
+    def _bind(self, name: str) -> None:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listeners[name] = listener
+        try:
+            listener.bind(str(self.socket_path(name)))
+        except OSError as error:
+            raise HypervisorError(
+                f"cannot bind {self.socket_path(name)}: {error}",
+                remedy="choose a shorter DUOVISOR_RUNTIME_DIR" if "too long" in str(error) else "",
+            ) from error
+        listener.listen(4)
 
     def launch(
         self,
@@ -250,6 +258,11 @@ class Vmm:
             event.cancel()
 
     def _on_event(self, name: str, data: dict[str, Any]) -> None:
+        if name in (plugging.DELETED, plugging.REFUSED) and "device" in data:
+            gone, device = name == plugging.DELETED, str(data["device"])
+            self._unplugged.tell(device, gone=gone)
+            if gone:
+                self.on_unplugged(device)
         if self.state in ENDED or self.state is State.STOPPING:
             return
         match name:
@@ -306,6 +319,53 @@ class Vmm:
         """Make a disk larger whose driver is in the VMM. Raises ``WrongStateError`` or ``QmpError``."""
         self.lifecycle.require(LIVE, "resize a disk of")
         await self._qmp.block_resize(disk, size_bytes)
+
+    def plan_plug(self, plug: Plug, taps: Collection[str]) -> None:
+        """Have the sockets of a device that is about to come in the plan; ``taps`` are no sockets of ours."""
+        plan, listens = self.plan, tuple(name for name in plug.descriptors if name not in taps)
+        self.plan = replace(
+            plan,
+            sockets=(*plan.sockets, *listens),
+            channels=(*plan.channels, *listens),
+            bound=(*plan.bound, *plug.binds),
+        )
+
+    async def open_back_end(self, plug: Plug, taps: Mapping[str, int]) -> None:
+        """Bind the device's sockets and hand them, or a TAP, to the VMM: a driver may connect then.
+
+        ``remove_back_end`` undoes it. Raises ``WrongStateError``, ``HypervisorError``.
+        """
+        self.lifecycle.require(LIVE, "plug a device into")
+        for name in plug.descriptors:
+            if name not in taps:
+                self._bind(name)
+            await self._qmp.getfd(name, taps[name] if name in taps else self._listeners[name].fileno())
+        self._close_listeners()
+        await plugging.run(self._qmp, plug.channel)
+
+    async def plug_in(self, plug: Plug) -> None:
+        """Give the guest the device, whose driver has connected. Raises ``HypervisorError``."""
+        await plugging.run(self._qmp, (*plug.back_end, plug.front_end))
+
+    async def take_out(self, device: str, *, timeout_s: float) -> None:
+        """Have the guest let go of a device.
+
+        Raises ``UnplugTimeoutError``, ``UnplugRefusedError``, ``WrongStateError`` or ``QmpError``.
+        """
+        self.lifecycle.require({State.RUNNING}, f"take {device} out of")
+        await plugging.take_out(self._qmp, device, self._unplugged, timeout_s)
+
+    async def remove_back_end(self, device: str) -> None:
+        """Remove what the VMM has behind a device that is gone, or did not come, and its sockets."""
+        if self.state not in ENDED:
+            await plugging.remove_back_end(self._qmp, device)
+        if device in (*self.plan.sockets, *self.plan.bound):
+            self.socket_path(device).unlink(missing_ok=True)
+        self.plan = self.plan.without(device)
+
+    async def list_devices(self) -> frozenset[str]:
+        """The devices that the guest has, by id."""
+        return await plugging.list_devices(self._qmp)
 
     async def prepare_to_move(self) -> None:
         """Have the VMM ready to save or load its devices' state; its guest does not notice.

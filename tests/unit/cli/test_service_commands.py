@@ -115,6 +115,31 @@ def test_switch_and_update_vmm(user: Program, name: str) -> None:
     assert "it runs on as it was" in said
 
 
+def test_devices_come_and_go(user: Program, name: str) -> None:
+    say(user, "vm", "create", "--name", name)
+    disk = say(user, "vm", "attach-disk", name, "/srv/a.raw,serial=data,read_only")
+    assert disk == f"{name} has changed: disk0 attached\n"
+    say(user, "vm", "start", name)
+    assert say(user, "vm", "attach-nic", name, "user") == f"{name} has changed: nic0 attached\n"
+    (spec,) = [vm["record"]["spec"] for vm in read(user, "vm", "list") if vm["record"]["name"] == name]
+    (made,) = spec["disks"]
+    assert (made["path"], made["serial"], made["read_only"], made["slot"]) == ("/srv/a.raw", "data", True, 0)
+    assert "two disks and one of them writes" in user.refuse(
+        "vm", "attach-disk", name, "/srv/a.raw", exit_code=4
+    )
+    assert say(user, "vm", "detach-disk", name, "disk0") == f"{name} has changed: disk0 detached\n"
+    assert "no disk or network card" in user.refuse("vm", "detach-nic", name, "nic3", exit_code=3)
+    say(user, "vm", "pause", name)
+    refused = user.refuse("vm", "detach-nic", name, "nic0", exit_code=4)
+    assert f"cannot detach a NIC from {name}: it is paused" in refused
+    assert f"duovisor vm resume {name}" in refused
+    stubborn = f"stubborn-{name}"
+    say(user, "vm", "create", "--name", stubborn, "--nic", "user")
+    say(user, "vm", "start", stubborn)
+    said = user.refuse("vm", "detach-nic", stubborn, "nic0", "--timeout", "0.1", exit_code=7)
+    assert "did not let go of nic0" in said
+
+
 def test_json_and_no_wait(user: Program, name: str) -> None:
     assert read(user, "vm", "create", "--name", name)["record"]["name"] == name
     (started,) = read(user, "vm", "start", name)

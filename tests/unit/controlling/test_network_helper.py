@@ -40,10 +40,10 @@ def test_passt_command_line() -> None:
 
 def test_without_passt_the_remedy_is_told(tmp_path: Path) -> None:
     with pytest.raises(HostLacksError) as caught:
-        start_network_helper(None, tmp_path, "nic0", NicSpec())
+        start_network_helper(None, tmp_path / "nic0.sock", tmp_path, NicSpec())
     assert caught.value.remedy == "apt-get install passt, or use the monolithic design"
 
 
 def test_nobody_on_the_channel(tmp_path: Path) -> None:
     with pytest.raises(PartitionError, match="channel nic0 refuses: "):
-        start_network_helper(Path("/usr/bin/passt"), tmp_path, "nic0", NicSpec())
+        start_network_helper(Path("/usr/bin/passt"), tmp_path / "nic0.sock", tmp_path, NicSpec())

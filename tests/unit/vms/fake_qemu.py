@@ -4,6 +4,10 @@ It keeps its state between connections, greets whoever is on the console, prints
 ends on the power button, unless there is a file ``ignores-power`` beside the program; with ``ends-at-once``
 it ends before it answers. All that it prints is in the console's log, whether or not somebody listens.
 
+It has the devices of its command line and those that are plugged in, with what is behind them; a file
+``devices.json`` beside the program tells. With ``keeps-devices`` its guest lets go of none until it is
+resumed, with ``refuses-devices`` it takes none.
+
 It hands its state, which is none, over to another: with ``cannot-load`` that one ends with words, and with
 ``never-greets`` it only sleeps. ``version`` holds another version than it says otherwise.
 
@@ -22,7 +26,7 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 sys.path.insert(0, str(Path(__file__).parents[3]))  # it is run by its path
 
@@ -39,6 +43,10 @@ AGENT_ASKED = "agent-asked"
 AGENT_SILENT = "agent-silent"
 FROZEN = "frozen"
 AGENT_PORT = "port0"
+KEEPS_DEVICES = "keeps-devices"
+REFUSES_DEVICES = "refuses-devices"
+DEVICES = "devices.json"
+NO_SLOT = "the slot is full of dust"
 NO_ROOM = "no room in the attic"
 MIGRATION_CAPABILITIES = ("x-ignore-shared", "late-block-activate", "events")
 
@@ -91,6 +99,58 @@ def build_stream() -> bytes:
     )  # fmt: skip
 
 
+class Parts:
+    """Devices and what is behind them, by the commands that add and remove each kind."""
+
+    ADDING: ClassVar = {
+        "object-add": ("objects", "id"), "blockdev-add": ("nodes", "node-name"),
+        "chardev-add": ("chardevs", "id"), "netdev_add": ("netdevs", "id"), "device_add": ("devices", "id"),
+    }  # fmt: skip
+    REMOVING: ClassVar = {
+        "object-del": ("objects", "id"), "blockdev-del": ("nodes", "node-name"),
+        "chardev-remove": ("chardevs", "id"), "netdev_del": ("netdevs", "id"),
+    }  # fmt: skip
+
+    def __init__(self) -> None:
+        self.names: dict[str, list[str]] = {kind: [] for kind, _ in self.ADDING.values()}
+        self.leaving: list[str] = []
+        words = " ".join(sys.argv)
+        self.names["devices"] = re.findall(r"-device \S+?,id=([^, ]+)", words)
+        self.names["netdevs"] = re.findall(r"-netdev \S+?,id=([^, ]+)", words)
+        self.names["nodes"] = re.findall(r'"node-name": "([^"]+)"', words)
+        self.names["objects"] = re.findall(r'"id": "([^"]+)"', words)
+        self.write()
+
+    def write(self) -> None:
+        """For tests."""
+        if FOLDER.is_dir():
+            fresh = FOLDER / f"{DEVICES}.{os.getpid()}"
+            fresh.write_text(json.dumps(self.names))
+            fresh.replace(FOLDER / DEVICES)
+
+    def add(self, command: str, arguments: dict[str, Any]) -> str:
+        """What is wrong with it."""
+        kind, key = self.ADDING[command]
+        if command == "device_add" and (FOLDER / REFUSES_DEVICES).exists():
+            return NO_SLOT
+        if arguments[key] in self.names[kind]:
+            return f"Duplicate ID '{arguments[key]}'"
+        self.names[kind].append(arguments[key])
+        self.write()
+        return ""
+
+    def remove(self, kind: str, name: str) -> str:
+        """What is wrong with it."""
+        if name not in self.names[kind]:
+            return f"'{name}' not found"
+        users = [*self.names["devices"], *(self.names["nodes"] if kind == "objects" else ())]
+        if kind != "devices" and name.partition("-")[0] in users:
+            return f"'{name}' is in use"
+        self.names[kind].remove(name)
+        self.write()
+        return ""
+
+
 class FakeQemu:
     """The VMM: one monitor, one console, no guest."""
 
@@ -102,6 +162,7 @@ class FakeQemu:
         self.console_log = find_console_log()
         self.text = ""
         self.given: list[int] = []
+        self.parts = Parts()
         self.agent = FakeAgent()
         self.agent.is_frozen = (FOLDER / FROZEN).exists()
         with_agent = (AGENT_PORT,) if f"id={AGENT_PORT}," in " ".join(sys.argv) else ()
@@ -190,10 +251,19 @@ class FakeQemu:
         if command == "system_powerdown" and (FOLDER / ENDS_AT_ONCE).exists():
             os._exit(0)  # a guest may be faster than the monitor's answer
         self.status = {"cont": "running", "stop": "paused"}.get(command, self.status)
-        self.say({"return": self.result_of(command), "id": request.get("id")})
+        arguments = request.get("arguments", {})
+        if wrong := self.change_parts(command, arguments):
+            self.say({"error": {"class": "GenericError", "desc": wrong}, "id": request.get("id")})
+            return
+        self.say({"return": self.result_of(command, arguments), "id": request.get("id")})
         match command:
             case "cont":
                 self.tell("RESUME")
+                self.let_devices_go()
+            case "device_del":
+                self.parts.leaving.append(arguments["id"])
+                if not (FOLDER / KEEPS_DEVICES).exists():
+                    self.let_devices_go()
             case "stop":
                 self.tell("STOP")
             case "system_reset":
@@ -211,8 +281,39 @@ class FakeQemu:
             case "migrate-incoming":
                 self.load()
 
-    def result_of(self, command: str) -> Any:
+    def change_parts(self, command: str, arguments: dict[str, Any]) -> str:
+        """Add or remove a part; what is wrong with that."""
+        if command in Parts.ADDING:
+            return self.parts.add(command, arguments)
+        if command in Parts.REMOVING:
+            kind, key = Parts.REMOVING[command]
+            return self.parts.remove(kind, arguments[key])
+        if command == "device_del" and arguments["id"] in self.parts.leaving:
+            return f"Device {arguments['id']} is already in the process of unplug"
+        if command == "device_del" and arguments["id"] not in self.parts.names["devices"]:
+            return f"Device '{arguments['id']}' not found"
+        return ""
+
+    def let_devices_go(self) -> None:
+        """As the guest does; QEMU tells of the virtio device in it, too."""
+        for device in self.parts.leaving:
+            self.parts.remove("devices", device)
+            self.tell("DEVICE_DELETED", path=f"/machine/peripheral/{device}/virtio-backend")
+            self.tell("DEVICE_DELETED", device=device, path=f"/machine/peripheral/{device}")
+        self.parts.leaving.clear()
+
+    def result_of(self, command: str, arguments: dict[str, Any]) -> Any:
+        names = self.parts.names
         match command:
+            case "qom-list":
+                kind = "devices" if arguments["path"] == "/machine/peripheral" else "objects"
+                return [{"name": name, "type": "child<x>"} for name in names[kind]]
+            case "query-chardev":
+                return [{"label": name} for name in names["chardevs"]]
+            case "query-named-block-nodes":
+                return [{"node-name": name, "image": {"virtual-size": 512}} for name in names["nodes"]]
+            case "human-monitor-command":
+                return "".join(f"{name}: index=0,type=user\r\n" for name in names["netdevs"])
             case "query-status":
                 return {"status": self.status}
             case "query-migrate-capabilities":

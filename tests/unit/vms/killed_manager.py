@@ -36,8 +36,10 @@ from duovisor.controlling.vms.documents import RUN_KIND, RUNS
 from duovisor.controlling.vms.errors import ShutdownTimeoutError
 from duovisor.controlling.vms.manager import VmManager
 from duovisor.controlling.vms.records import Autostart, VmStatus
+from duovisor.hypervisor.errors import UnplugTimeoutError
 from duovisor.hypervisor.lifecycle import State
 from duovisor.process_identity import read_children
+from duovisor.spec.vm import DiskSpec, NicSpec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -123,6 +125,8 @@ class Trials:
         self.capabilities = capabilities
         self.spec = spec
         self.acknowledged = root / "acknowledged"
+        self.disk = root / "plugged.raw"
+        self.disk.write_bytes(bytes(1 << 20))
         self.kinds: Counter[str] = Counter()
         self.violations: list[str] = []
 
@@ -145,6 +149,11 @@ class Trials:
             with suppress(MoveRefusedError):  # a VM on user networking stays where it is
                 await manager.update_vmm(NAME)
             self.acknowledged.write_text(str((await manager.get(NAME)).status.pid))
+            await manager.attach(NAME, NicSpec(network="user"))
+            await manager.attach(NAME, DiskSpec(path=str(self.disk), serial="plugged"))
+            with suppress(UnplugTimeoutError):  # of a guest without a system
+                plugged = self.find_plugged((await manager.get(NAME)).record.spec)
+                await manager.detach(NAME, plugged, self.shutdown_timeout_s)
             await manager.reset(NAME)
             self.acknowledged.write_text("")
             try:
@@ -158,6 +167,10 @@ class Trials:
             await manager.stop(NAME)
             await manager.delete(NAME)
             await manager.close()
+
+    def find_plugged(self, spec: VirtualMachineSpec) -> str:
+        """The name of the disk that was plugged in."""
+        return next(f"disk{slot}" for slot, disk in spec.numbered_disks() if disk.serial == "plugged")
 
     def kill_at(self, step: int, *, after_s: float | None = None) -> bool:
         """Let a manager live until this step, or for so long; returns whether it came that far."""
@@ -237,6 +250,9 @@ class Trials:
             run = RUN_KIND.decode(entry.value, key=entry.key)
             if run.intent != "none" or (run.state is State.RUNNING) != bool(running):
                 yield f"the store says {run}"
+        for vm in (await manager.list()).items:
+            if vm.status.restart_needed:
+                yield f"{vm.record.spec} is wanted, and something else runs"
         for status in running:
             async for line in self.check_running(manager, status):
                 yield line

@@ -53,7 +53,7 @@ def check_move(machine: Machine, design: Design, capabilities: HostCapabilities)
         chains = tuple(map(_look_at, spec.disks))
         return CheckedStart(
             spec=spec,
-            capabilities=_pin_machine(machine, capabilities),
+            capabilities=pin_machine(machine, capabilities),
             decision=machine.decision,
             vmm=machine.current.decision,
             tools=find_sandbox_tools(design, capabilities),
@@ -65,7 +65,7 @@ def check_move(machine: Machine, design: Design, capabilities: HostCapabilities)
         )
 
 
-def _pin_machine(machine: Machine, capabilities: HostCapabilities) -> HostCapabilities:
+def pin_machine(machine: Machine, capabilities: HostCapabilities) -> HostCapabilities:
     """The guest keeps the machine that it booted on, whatever newer ones a newer QEMU has."""
     if machine.current.decision.kind is VmmKind.THIN:
         return capabilities

@@ -66,6 +66,14 @@ class VmGroup:
         except OSError as error:
             self.problem = f"{role} could not be put into its group: {error.strerror} ({error.filename})"
 
+    def grow(self, spec: VirtualMachineSpec) -> None:
+        """Leave room for the devices that the VM has now. Never raises, as ``place``."""
+        if self.folder is not None and self._holder is None:
+            try:
+                group_folder.write_limits(self.folder, build_vm_group_limits(spec))
+            except OSError as error:
+                self.problem = f"the limit for all could not be changed: {error.strerror} ({error.filename})"
+
     def close(self) -> None:
         """Let go of a group in which there may be nothing yet."""
         if self._holder is not None:

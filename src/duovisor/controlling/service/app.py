@@ -33,6 +33,7 @@ from duovisor.controlling.service.routes import (
     pools,
     snapshots,
     tokens,
+    vm_devices,
     vms,
     volumes,
 )
@@ -55,6 +56,7 @@ DESCRIPTION = (
 )
 ROUTERS = (
     vms,
+    vm_devices,
     firmware,
     guests,
     snapshots,

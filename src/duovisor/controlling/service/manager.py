@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         RecoveryReport,
         VmView,
     )
-    from duovisor.spec.vm import Design, VirtualMachineSpec
+    from duovisor.spec.vm import Design, DiskSpec, NicSpec, VirtualMachineSpec
 
 
 class Console(Protocol):
@@ -88,6 +88,10 @@ class VmManager(Protocol):
     async def restore_snapshot(self, name: str, snapshot: str, progress: Progress) -> object: ...
 
     async def delete_snapshot(self, name: str, snapshot: str) -> object: ...
+
+    async def attach(self, name: str, device: DiskSpec | NicSpec, progress: Progress) -> None: ...
+
+    async def detach(self, name: str, device: str, timeout_s: float, progress: Progress) -> None: ...
 
     async def resize_volume(self, volume: str, size_bytes: int) -> None: ...
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 TAKEOVER_TIMEOUT_S = 2.0
 ENDING_TOGETHER_S = 1.0  # a driver that ends this long before its VMM ended because the VMM did
+LEAVING_S = 10.0
 SPARE_RETRY_S = 0.2
 COUNTERS_TIMEOUT_S = 0.5
 COUNTERS_MAX, COUNTER_NAME_MAX = 32, 40
@@ -82,6 +83,7 @@ class DeviceSupervisor:
         self.crew = Crew(plan, host, self._poked.set)
         self._task: asyncio.Task[None] | None = None
         self._cable: asyncio.Task[None] | None = None
+        self.is_leaving = False  # its VMM was told to take the device out
 
     @property
     def pids(self) -> list[int]:
@@ -306,6 +308,8 @@ class DeviceSupervisor:
             return
         if await self._host.wait_ended(timeout_s=ENDING_TOGETHER_S if dead.process.returncode == 0 else 0.0):
             await asyncio.Future()  # the VM ends, and so does this
+        if self.is_leaving and dead.process.returncode == 0:
+            await asyncio.sleep(LEAVING_S)  # the VMM closed the channel, and whoever asked for that is told
         await self.crew.dismiss_spare()
         delay_s = self._count_death(dead)
         await self.crew.bury(dead)

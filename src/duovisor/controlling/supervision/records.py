@@ -19,6 +19,7 @@ class DriverEventKind(StrEnum):
     FAILED = "driver-failed"
     FORMAT_DIED = "format-died"
     FORMAT_RECOVERED = "format-recovered"
+    GONE = "device-gone"
 
 
 class DriverEvent(NamedTuple):

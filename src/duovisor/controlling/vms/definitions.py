@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+from duovisor.controlling.plugging.changes import apply_change, name_devices
 from duovisor.controlling.store.collection import Collection
 from duovisor.controlling.store.errors import (
     DocumentConflictError,
@@ -19,6 +21,7 @@ from duovisor.controlling.vms.records import Page, VmRecord, now
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from duovisor.controlling.description import DeviceChange
     from duovisor.controlling.store.collection import Stored
     from duovisor.controlling.store.interface import Store
     from duovisor.controlling.vms.records import Autostart
@@ -85,6 +88,20 @@ class Definitions:
             raise _conflict(seen.name) from error
         except DocumentNotFoundError as error:
             raise VmNotFoundError(f"there is no VM named {seen.name!r} any more") from error
+
+    async def change_device(self, name: str, change: DeviceChange) -> VmRecord:
+        """A device more or less, whoever changes something else meanwhile; the same record if it has that.
+
+        Raises ``VmNotFoundError`` or ``PlugRefusedError``.
+        """
+        while True:
+            seen = await self.get(name)
+            has, is_to_have = change.device in name_devices(seen.spec), change.disk or change.nic
+            if has == bool(is_to_have):
+                return seen
+            spec = apply_change(seen.spec, change)
+            with suppress(RevisionConflictError):
+                return await self.update(seen, spec, seen.autostart, None)
 
     async def change_design(self, seen: VmRecord, design: Design) -> VmRecord:
         """Another design and nothing else; the same record if it has that. Raises as ``update``."""

@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
+from duovisor.controlling.description import DeviceChange
 from duovisor.controlling.store.documents import DocumentKind
 from duovisor.controlling.vms.records import Autostart, Fault
 from duovisor.hypervisor.lifecycle import State
@@ -29,6 +30,7 @@ class Intent(StrEnum):
     STOP = "stop"
     SWITCH = "switch"
     SNAPSHOT = "snapshot"
+    PLUG = "plug"
 
 
 class VmDocument(BaseModel):
@@ -46,7 +48,8 @@ class RunDocument(BaseModel):
     """A VM's latest run; ``state`` is ``running`` until its end is known.
 
     ``boot_id`` is the boot in which it was last started, ``ended_boot_id`` the one in which it ended.
-    ``switching_to`` is the design that is meant by the intent ``switch``.
+    ``switching_to`` is the design that is meant by the intent ``switch``, and ``plugging`` the device that is
+    meant by ``plug``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,6 +58,7 @@ class RunDocument(BaseModel):
     uuid: str
     intent: Intent = Intent.NONE
     switching_to: Design | None = None
+    plugging: DeviceChange | None = None
     state: State = State.DEFINED
     boot_id: str = ""
     ended_boot_id: str = ""
@@ -67,7 +71,7 @@ class RunDocument(BaseModel):
 
     def at_rest(self) -> RunDocument:
         """The same run with nothing being done to it."""
-        return self.changed(intent=Intent.NONE, switching_to=None)
+        return self.changed(intent=Intent.NONE, switching_to=None, plugging=None)
 
     def with_fault(self, fault: Fault) -> RunDocument:
         """The same run with one more fault; only the latest are kept."""

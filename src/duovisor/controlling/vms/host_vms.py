@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from duovisor.controlling.description import MachineDescription
+    from duovisor.controlling.description import DeviceChange, MachineDescription
     from duovisor.controlling.run_folder import RunFolder
     from duovisor.controlling.snapshots.loading import SavedMachine
     from duovisor.controlling.supervision.records import DriverEvent, Tell
@@ -139,7 +139,12 @@ class HostVms:
     async def announce(self, vm: ActiveVm, intent: Intent, switching_to: Design | None = None) -> None:
         """Write down what is about to be done to a VM; ``Intent.NONE`` takes it back."""
         run = self._runs.of(vm.uuid, vm.name)
-        await self._runs.write(run.changed(intent=intent, switching_to=switching_to))
+        await self._runs.write(run.at_rest().changed(intent=intent, switching_to=switching_to))
+
+    async def announce_change(self, vm: ActiveVm, change: DeviceChange) -> None:
+        """Write down which device is about to be plugged in or out."""
+        run = self._runs.of(vm.uuid, vm.name)
+        await self._runs.write(run.changed(intent=Intent.PLUG, plugging=change))
 
     async def note_failure(self, vm: ActiveVm, kind: EventKind, message: str) -> None:
         """Something that was tried with a VM went wrong: an event, and a fault of the VM."""

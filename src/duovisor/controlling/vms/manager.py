@@ -23,6 +23,7 @@ from duovisor.controlling.vms.errors import BusyError, ShutdownTimeoutError, VmC
 from duovisor.controlling.vms.guests import Guests
 from duovisor.controlling.vms.host_vms import HostVms
 from duovisor.controlling.vms.moves import Moves
+from duovisor.controlling.vms.plugging import UNPLUG_TIMEOUT_S, Plugging
 from duovisor.controlling.vms.records import (
     EventKind,
     Page,
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from duovisor.controlling.vms.volumes import Lend
     from duovisor.directories import Directories
     from duovisor.hardware.capabilities import HostCapabilities
-    from duovisor.spec.vm import Design, VirtualMachineSpec
+    from duovisor.spec.vm import Design, DiskSpec, NicSpec, VirtualMachineSpec
 
 SHUTDOWN_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
@@ -91,6 +92,7 @@ class VmManager:
         self._moves = Moves(self._definitions, self._host, self._tell)
         self._snapshots = Snapshots(directories, self._host, lend, self._tell)
         self._guests = Guests(self._tell)
+        self._plugging = Plugging(self._definitions, self._host, lend, self._tell)
         self._actions: dict[str, str] = {}
         self._starts = asyncio.Semaphore(STARTS_PER_CPU * (os.cpu_count() or 1))
 
@@ -320,6 +322,33 @@ class VmManager:
         """Remove a snapshot; the VM may run. Raises ``SnapshotNotFoundError``."""
         with self._exclusive(name, "delete a snapshot of"):
             await self._snapshots.delete(await self._definitions.get(name), snapshot)
+
+    async def attach(
+        self, name: str, device: DiskSpec | NicSpec, progress: Progress = ignore_progress
+    ) -> None:
+        """Give a VM a disk or network card: under its guest if it runs, and in its definition.
+
+        Raises ``PlugRefusedError``, ``WrongStateError`` or what a start may raise; nothing has changed then.
+        """
+        with self._exclusive(name, "plug a device into"):
+            record = await self._definitions.get(name)
+            await self._plugging.attach(record, device, self._capabilities, progress)
+
+    async def detach(
+        self,
+        name: str,
+        device: str,
+        timeout_s: float = UNPLUG_TIMEOUT_S,
+        progress: Progress = ignore_progress,
+    ) -> None:
+        """Take a disk or network card from a VM, if it runs with its guest's consent.
+
+        Raises ``DeviceNotFoundError``, ``WrongStateError``, ``UnplugTimeoutError`` or ``UnplugRefusedError``;
+        the VM has it then.
+        """
+        with self._exclusive(name, "take a device out of"):
+            record = await self._definitions.get(name)
+            await self._plugging.detach(record, device, timeout_s, progress)
 
     async def resize_volume(self, volume: str, size_bytes: int) -> None:
         """Make a volume larger under the running VM that writes to it. Raises ``WrongStateError``."""

@@ -151,6 +151,9 @@ class EventKind(StrEnum):
     DRIVER_FAILED = "driver-failed"
     FORMAT_DIED = "format-died"
     FORMAT_RECOVERED = "format-recovered"
+    DEVICE_ATTACHED = "device-attached"
+    DEVICE_DETACHED = "device-detached"
+    DEVICE_GONE = "device-gone"
     ADOPTED = "adopted"
     ROLLED_BACK = "rolled-back"
 

@@ -18,6 +18,7 @@ from duovisor.controlling.description import FILE, load_description
 from duovisor.controlling.errors import ControllingError, NameInUseError
 from duovisor.controlling.leftovers import can_go_on, undo
 from duovisor.controlling.memory_folder import remove_orphaned_memory
+from duovisor.controlling.plugging.changes import name_devices
 from duovisor.controlling.run_folder import list_run_folders, open_run_folder, remove_folder
 from duovisor.controlling.supervision.factories import remove_orphaned_logs
 from duovisor.controlling.vms.documents import Intent
@@ -29,14 +30,14 @@ from duovisor.hypervisor.lifecycle import State
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from duovisor.controlling.description import MachineDescription
+    from duovisor.controlling.description import DeviceChange, MachineDescription
     from duovisor.controlling.run_folder import RunFolder
     from duovisor.controlling.vms.definitions import Definitions
     from duovisor.controlling.vms.documents import RunDocument
     from duovisor.controlling.vms.host_vms import HostVms
     from duovisor.controlling.vms.runs import Runs
     from duovisor.directories import Directories
-    from duovisor.spec.vm import Design
+    from duovisor.spec.vm import Design, VirtualMachineSpec
 
 PARALLEL = 16
 LOCK_TIMEOUT_S, LOCK_RETRY_S = 2.0, 0.01
@@ -147,6 +148,8 @@ class Recovery:
             run = await self._settle_switch(run, machine.spec.design)
         if run.intent is Intent.SNAPSHOT:
             await machine.current.resume()  # it stood still for one that nobody finishes
+        if run.plugging is not None:
+            run = await self._settle_plugging(run, run.plugging, machine.spec)
         settled = run.at_rest().changed(state=State.RUNNING, boot_id=self._boot_id)
         if settled != run:
             await self._runs.write(settled)
@@ -163,6 +166,22 @@ class Recovery:
         await self._definitions.change_design(await self._definitions.get(run.name), design)
         self._found["finished"].append(run.name)
         self._tell(EventKind.SWITCHED, run, f"{design} now; the service was away when it came to that")
+        return run
+
+    async def _settle_plugging(
+        self, run: RunDocument, change: DeviceChange, spec: VirtualMachineSpec
+    ) -> RunDocument:
+        """A device was coming or going; whether the VM has it tells how it came out."""
+        comes = bool(change.disk or change.nic)
+        if (change.device in name_devices(spec)) is not comes:
+            fault = f"{change.device} was to be {'attached' if comes else 'detached'}; that was interrupted"
+            self._found["rolled_back"].append(run.name)
+            self._tell(EventKind.FAULT, run, fault)
+            return run.with_fault(Fault(at=now(), message=fault))
+        await self._definitions.change_device(run.name, change)
+        self._found["finished"].append(run.name)
+        kind = EventKind.DEVICE_ATTACHED if comes else EventKind.DEVICE_DETACHED
+        self._tell(kind, run, f"{change.device}; the service was away when it came to that")
         return run
 
     async def _settle(self, run: RunDocument) -> None:

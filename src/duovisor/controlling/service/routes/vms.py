@@ -159,7 +159,7 @@ async def get_anatomy(service: ServiceDep, _: Viewer, name: Name) -> Anatomy:
 @router.post("/{name}/start", status_code=202, summary="Start a VM")
 async def start_vm(service: ServiceDep, who: Operator, name: Name, response: Response) -> Operation:
     work = functools.partial(service.manager.start, name)
-    return await _act(service, who, name, Action.START, response, work)
+    return await act_on_vm(service, who, name, Action.START, response, work)
 
 
 @router.post("/{name}/shutdown", status_code=202, summary="Ask the guest to shut down, and wait")
@@ -172,27 +172,29 @@ async def shut_vm_down(
 ) -> Operation:
     timeout_s = (options or ShutdownOptions()).timeout_s
     work = functools.partial(service.manager.shutdown, name, timeout_s)
-    return await _act(service, who, name, Action.SHUTDOWN, response, work)
+    return await act_on_vm(service, who, name, Action.SHUTDOWN, response, work)
 
 
 @router.post("/{name}/stop", status_code=202, summary="Pull the plug; the guest is not asked")
 async def stop_vm(service: ServiceDep, who: Operator, name: Name, response: Response) -> Operation:
-    return await _act(service, who, name, Action.STOP, response, lambda _: service.manager.stop(name))
+    return await act_on_vm(service, who, name, Action.STOP, response, lambda _: service.manager.stop(name))
 
 
 @router.post("/{name}/pause", status_code=202, summary="Hold a VM's processors")
 async def pause_vm(service: ServiceDep, who: Operator, name: Name, response: Response) -> Operation:
-    return await _act(service, who, name, Action.PAUSE, response, lambda _: service.manager.pause(name))
+    return await act_on_vm(service, who, name, Action.PAUSE, response, lambda _: service.manager.pause(name))
 
 
 @router.post("/{name}/resume", status_code=202, summary="Let a paused VM run on")
 async def resume_vm(service: ServiceDep, who: Operator, name: Name, response: Response) -> Operation:
-    return await _act(service, who, name, Action.RESUME, response, lambda _: service.manager.resume(name))
+    return await act_on_vm(
+        service, who, name, Action.RESUME, response, lambda _: service.manager.resume(name)
+    )
 
 
 @router.post("/{name}/reset", status_code=202, summary="Press the reset button")
 async def reset_vm(service: ServiceDep, who: Operator, name: Name, response: Response) -> Operation:
-    return await _act(service, who, name, Action.RESET, response, lambda _: service.manager.reset(name))
+    return await act_on_vm(service, who, name, Action.RESET, response, lambda _: service.manager.reset(name))
 
 
 @router.post(
@@ -204,7 +206,7 @@ async def switch_vm(
     service: ServiceDep, who: Administrator, name: Name, wanted: SwitchOptions, response: Response
 ) -> Operation:
     work = functools.partial(service.manager.switch, name, wanted.design)
-    return await _act(service, who, name, Action.SWITCH, response, work)
+    return await act_on_vm(service, who, name, Action.SWITCH, response, work)
 
 
 @router.post(
@@ -214,12 +216,13 @@ async def switch_vm(
 )
 async def update_vmm(service: ServiceDep, who: Operator, name: Name, response: Response) -> Operation:
     work = functools.partial(service.manager.update_vmm, name)
-    return await _act(service, who, name, Action.UPDATE_VMM, response, work)
+    return await act_on_vm(service, who, name, Action.UPDATE_VMM, response, work)
 
 
-async def _act(
+async def act_on_vm(
     service: Service, who: Identity, name: str, action: Action, response: Response, work: Work
 ) -> Operation:
+    """Begin an action on a VM that its state allows."""
     vm = await service.manager.get(name)
     beside = BESIDE.get(action, frozenset())
     service.operations.require_idle(_object(name), beside=beside)  # says more than that the state is wrong

@@ -1,0 +1,94 @@
+"""``duovisor vm attach-disk|detach-disk|attach-nic|detach-nic``: devices that come and go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from duovisor.cli.completion import complete_vm
+from duovisor.cli.output import json_option
+from duovisor.cli.vm_act import act, no_wait_option
+
+vm_argument = click.argument("name", metavar="VM", shell_complete=complete_vm)
+timeout_option = click.option(
+    "--timeout", "timeout_s", default=30.0, show_default=True, help="Seconds the guest may take."
+)
+
+
+@click.command("attach-disk")
+@vm_argument
+@click.argument("disk", metavar="PATH|volume=NAME[,KEY=VALUE…]")
+@no_wait_option
+@json_option
+def attach_disk(name: str, disk: str, no_wait: bool, as_json: bool) -> None:
+    """Give a VM a disk: under its running guest, which sees it at once, and in its definition.
+
+    The disk is written as for `duovisor vm create --disk`. It gets the first free slot, which is its name
+    (disk3) and its PCI address from then on, also after a restart or a switch of the design. A VM that does
+    not run has it at its next start. Whatever fails leaves the VM as it was.
+
+    The thin VMM has no hot-plug (exit code 4).
+
+    \b
+    duovisor volume create data --size 10G
+    duovisor vm attach-disk web volume=data,serial=data
+    """
+    from duovisor.cli.vm_options import parse_disk
+
+    document = {"disk": parse_disk(disk)}
+    act_alone(name, "attach-disk", document, no_wait=no_wait, as_json=as_json)
+
+
+@click.command("detach-disk")
+@vm_argument
+@click.argument("device", metavar="DISK")
+@timeout_option
+@no_wait_option
+@json_option
+def detach_disk(name: str, device: str, timeout_s: float, no_wait: bool, as_json: bool) -> None:
+    """Take a disk (disk1, see `duovisor vm show`) from a VM and from its definition; its content stays.
+
+    A running guest is asked to let go of it, as when somebody opens the drive's bay: unmount it in the guest
+    first. If the guest does not within the time, it keeps the disk (exit code 7).
+    """
+    document = {"device": device, "timeout_s": timeout_s}
+    act_alone(name, "detach-disk", document, no_wait=no_wait, as_json=as_json)
+
+
+@click.command("attach-nic")
+@vm_argument
+@click.argument("nic", metavar="user|bridge=NAME[,KEY=VALUE…]")
+@no_wait_option
+@json_option
+def attach_nic(name: str, nic: str, no_wait: bool, as_json: bool) -> None:
+    """Give a VM a NIC: under its running guest, which sees it at once, and in its definition.
+
+    The NIC is written as for `duovisor vm create --nic`; the rest is as with attach-disk.
+    """
+    from duovisor.cli.vm_options import parse_nic
+
+    document = {"nic": parse_nic(nic)}
+    act_alone(name, "attach-nic", document, no_wait=no_wait, as_json=as_json)
+
+
+@click.command("detach-nic")
+@vm_argument
+@click.argument("device", metavar="NIC")
+@timeout_option
+@no_wait_option
+@json_option
+def detach_nic(name: str, device: str, timeout_s: float, no_wait: bool, as_json: bool) -> None:
+    """Take a NIC (nic1, see `duovisor vm show`) from a VM and from its definition, as detach-disk does."""
+    document = {"device": device, "timeout_s": timeout_s}
+    act_alone(name, "detach-nic", document, no_wait=no_wait, as_json=as_json)
+
+
+def act_alone(name: str, action: str, document: Any, *, no_wait: bool, as_json: bool) -> None:
+    """An action on one VM, which says itself what it came to."""
+    act((name,), action, no_wait=no_wait, as_json=as_json, document=document, describe=describe_change)
+
+
+def describe_change(operation: dict[str, Any]) -> str:
+    """``: disk1 attached``."""
+    return f"has changed: {operation['message']}"
