@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import ctypes
 import os
+import queue
 import subprocess
+import threading
+from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+T = TypeVar("T")
+WIRE, UPLINK, OUTSIDE = "wire", "192.168.250.1", "192.168.250.2"
 BRIDGE = "br-test"
 HOST = "10.77.0.1"
 _CLONE_NEWNET = 0x40000000
@@ -60,3 +65,56 @@ def _check(result: int) -> None:
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+class Outside:
+    """Another host on the wire: a namespace of its own at the other end of ``WIRE``, and sockets in it."""
+
+    def __init__(self) -> None:
+        self._made = threading.Event()
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._live)
+        self._thread.start()
+        self._made.wait()
+
+    def do(self, work: Callable[[], T]) -> T:
+        """Call it there, and return what it returns; a socket that it makes stays there."""
+        done: Future[T] = Future()
+
+        def carry_out() -> None:
+            try:
+                done.set_result(work())
+            except BaseException as error:
+                done.set_exception(error)
+
+        self._work.put(carry_out)
+        return done.result()
+
+    def close(self) -> None:
+        """End it; the wire goes with its namespace."""
+        self._work.put(None)
+        self._thread.join()
+
+    def _live(self) -> None:
+        _check(_libc.unshare(_CLONE_NEWNET))
+        self.namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self._made.set()
+        while (work := self._work.get()) is not None:
+            work()
+        os.close(self.namespace)
+
+
+@contextmanager
+def wire_outside() -> Iterator[Outside]:
+    """Another host at ``OUTSIDE``/24, on a wire to this namespace, which is ``UPLINK`` there."""
+    outside = Outside()
+    try:
+        run_ip("link", "add", WIRE, "type", "veth", "peer", "name", "eth0")
+        run_ip("link", "set", "eth0", "netns", f"/proc/{os.getpid()}/fd/{outside.namespace}")
+        run_ip("addr", "add", f"{UPLINK}/24", "dev", WIRE)
+        run_ip("link", "set", WIRE, "up")
+        outside.do(lambda: run_ip("addr", "add", f"{OUTSIDE}/24", "dev", "eth0"))
+        outside.do(lambda: run_ip("link", "set", "eth0", "up"))
+        yield outside
+    finally:
+        outside.close()

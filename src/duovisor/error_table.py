@@ -109,6 +109,14 @@ MEANINGS: dict[str, Meaning] = {
     "snapshot-refused": _CONFLICT,
     "snapshot-full": _HOST_CANNOT,
     "snapshot-broken": Meaning(409, 6),
+    # controlling: networks
+    "network-not-found": _NOT_FOUND,
+    "network-exists": _CONFLICT,
+    "network-refused": Meaning(409, 2),
+    "network-in-use": _CONFLICT,
+    "subnet-refused": Meaning(409, 2),
+    "forward-exists": _CONFLICT,
+    "forward-not-found": _NOT_FOUND,
     # controlling: images and the probe guest
     "image-not-found": _NOT_FOUND,
     "image-broken": Meaning(409, 6),

@@ -45,7 +45,8 @@ class Sandbox:
 
     ``if_there`` are folders that lie at the same place inside, and are left out where the host has none.
     ``uid`` and ``gids`` are used when root starts it; ``environment`` is all it gets. ``capabilities`` are
-    those (``dac_override``) that root's program keeps in it.
+    those (``dac_override``) that root's program keeps in it. ``host_network``: it is in the host's network
+    instead of one of its own.
     """
 
     uid: int
@@ -58,6 +59,7 @@ class Sandbox:
     if_there: tuple[str, ...] = ()
     limits: ResourceLimits | None = None
     capabilities: tuple[str, ...] = ()
+    host_network: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ def uid_of(name: str) -> int:
 
 def build_sandbox_argv(sandbox: Sandbox, tools: SandboxTools, argv: Sequence[str]) -> tuple[str, ...]:
     """The command line that runs ``argv`` inside ``sandbox``; pure."""
-    command = [str(tools.bwrap), "--as-pid-1", "--unshare-pid", "--unshare-net", "--unshare-ipc"]
+    network = () if sandbox.host_network else ("--unshare-net",)
+    command = [str(tools.bwrap), "--as-pid-1", "--unshare-pid", *network, "--unshare-ipc"]
     command += ["--unshare-uts", "--hostname", "sandbox", "--unshare-cgroup-try", "--clearenv"]
     if tools.as_root:
         command += ["--cap-drop", "ALL"]

@@ -80,9 +80,12 @@ def test_no_request_breaks_the_service(
 
 
 def _aim(case: schemathesis.Case[Any], client: httpx.Client) -> None:
-    """At a VM or volume that is there; or was there already."""
+    """At a VM, volume or network that is there; or was there already."""
     if case.path.startswith("/v1/vms/{name}"):
         client.post("/v1/vms", json={"spec": {"name": TARGET}})
+        case.path_parameters["name"] = TARGET
+    if case.path.startswith("/v1/networks/{name}"):
+        client.post("/v1/networks", json={"name": TARGET, "kind": "isolated", "dhcp": False})
         case.path_parameters["name"] = TARGET
     if case.path.startswith("/v1/volumes/{pool}"):
         client.post("/v1/volumes", json={"name": TARGET, "size_bytes": 1 << 20, "format": "raw"})

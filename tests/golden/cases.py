@@ -71,6 +71,9 @@ name = "bridge"
 [[nics]]
 bridge = "br0"
 mac_filter = false
+vlan = 7
+address = "10.0.0.7"
+firewall = ["in tcp 22 from 10.0.0.0/8"]
 on_driver_failure = "pause"
 driver_hang_s = 5
 """,

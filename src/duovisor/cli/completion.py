@@ -55,6 +55,11 @@ def complete_volume(ctx: click.Context, parameter: click.Parameter, incomplete: 
     )
 
 
+def complete_network(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """The names of networks that begin like this."""
+    return _complete("/v1/networks", lambda item: str(item["name"]), incomplete)
+
+
 def _complete(path: str, name_of: Callable[[dict[str, Any]], str], incomplete: str) -> list[str]:
     from duovisor.cli.connection import current_endpoint
     from duovisor.client.service import ServiceClient

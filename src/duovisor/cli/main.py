@@ -24,6 +24,7 @@ COMMANDS = {
     "vm": ("vm", "Define, run and watch virtual machines."),
     "volume": ("volume", "Make, clone, upload and delete volumes, the disks of VMs."),
     "pool": ("pool", "Make, list and forget pools, the folders of volumes."),
+    "network": ("network", "Make, show and delete networks, and lead ports to VMs."),
     "driver": ("driver", "List the drivers that run beside VMs."),
     "disk-key": ("disk_key", "Make keys for encrypted disks."),
     "operation": ("operation", "List, follow and cancel operations."),

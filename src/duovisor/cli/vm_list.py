@@ -22,6 +22,7 @@ from duovisor.cli.watching import show as show_document
 from duovisor.cli.watching import watch_option
 
 HEADER = ("NAME", "STATE", "DESIGN", "CPUS", "MEMORY", "ACCEL", "PID", "DRIVERS", "UP", "AUTOSTART")
+EVERYWHERE = "0.0.0.0/0"
 STATES = ("defined", "starting", "running", "paused", "stopping", "stopped", "crashed")
 
 
@@ -116,6 +117,10 @@ def _describe_status(status: dict[str, Any]) -> dict[str, str]:
         values["since"] = f"{format_time(status['started_at'])} ({format_age(status['started_at'])})"
     elif status["ended_at"]:
         values["ended"] = format_time(status["ended_at"])
+    if status["addresses"]:
+        values["addresses"] = "\n".join(
+            f"{each['address']} ({each['card']} on {each['network']})" for each in status["addresses"]
+        )
     if status["restart_needed"]:
         values["note"] = "the definition was changed since it started; it takes it up at its next start"
     return values
@@ -188,4 +193,14 @@ def _describe_nic(nic: dict[str, Any]) -> str:
         for port in nic["forward"]
     ]
     network = f"bridge {nic['bridge']}" if nic["bridge"] else nic["network"]
-    return ", ".join([network, *([nic["mac"]] if nic["mac"] else []), *forwards])
+    traits = [*([nic["mac"]] if nic["mac"] else []), *([f"VLAN {nic['vlan']}"] if nic["vlan"] else [])]
+    traits += [f"{nic['address']} only"] if nic["address"] else []
+    if nic["firewall"] is not None:
+        traits.append("firewall: " + ("; ".join(map(_describe_rule, nic["firewall"])) or "nothing in"))
+    return ", ".join([network, *traits, *forwards])
+
+
+def _describe_rule(rule: dict[str, Any]) -> str:
+    side = "from" if rule["direction"] == "in" else "to"
+    words = [rule["direction"], rule["protocol"], *([rule["ports"]] if rule["ports"] else [])]
+    return " ".join([*words, *([] if rule["cidr"] == EVERYWHERE else [side, rule["cidr"]])])

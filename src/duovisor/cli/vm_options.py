@@ -43,8 +43,8 @@ _OPTIONS = (
         "--nic",
         "nics",
         multiple=True,
-        metavar="user|bridge=NAME[,KEY=VALUE…]",
-        help="A NIC; keys: mac, mac_filter. Repeatable.",
+        metavar="user|network=NAME|bridge=NAME[,KEY=VALUE…]",
+        help="A NIC; keys: mac, mac_filter, vlan, address, firewall='in tcp 22;in icmp'. Repeatable.",
     ),
     click.option(
         "--device",
@@ -173,7 +173,7 @@ def find_driver(text: str) -> str:
 
 
 def parse_nic(text: str) -> dict[str, Any]:
-    """``user`` or ``bridge=NAME``, then ``,KEY=VALUE…``, as a NIC's document."""
+    """``user``, ``network=NAME`` or ``bridge=NAME``, then ``,KEY=VALUE…``, as a NIC's document."""
     document: dict[str, Any] = {}
     for position, setting in enumerate(text.split(",")):
         key, equals, value = setting.partition("=")

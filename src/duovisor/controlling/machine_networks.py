@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from duovisor.controlling.networks.bridged import check_bridge, is_tap, open_bridged_tap
+from duovisor.controlling.networks.bridged import check_bridge, is_tap, open_bridged_tap, require_bridge
+from duovisor.controlling.networks.card_filter import remove_filter
 from duovisor.controlling.networks.interfaces import read_tap_name
 from duovisor.controlling.networks.moving import prepare_move
 from duovisor.controlling.supervision.adoption import list_descriptors, take_descriptor
+from duovisor.errors import DuovisorError
 from duovisor.hypervisor.qemu.nics import mac_of, nic_socket
 
 if TYPE_CHECKING:
@@ -16,14 +19,14 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from duovisor.controlling.networks.moving import CardMove
-    from duovisor.spec.vm import VirtualMachineSpec
+    from duovisor.spec.vm import NicSpec, VirtualMachineSpec
 
 
 def check_networks(spec: VirtualMachineSpec) -> None:
     """Raises ``NetworkError`` when a card's bridge is not there."""
     for nic in spec.nics:
-        if nic.bridge is not None:
-            check_bridge(nic.bridge)
+        if nic.is_bridged:
+            check_bridge(require_bridge(nic))
 
 
 def open_taps(spec: VirtualMachineSpec, held: ExitStack) -> dict[str, int]:
@@ -37,12 +40,7 @@ def open_taps(spec: VirtualMachineSpec, held: ExitStack) -> dict[str, int]:
 
 def open_card_tap(spec: VirtualMachineSpec, index: int, held: ExitStack) -> int | None:
     """A new TAP for card ``index``, if it is bridged; ``held`` closes it. Raises as ``open_taps``."""
-    nic = spec.nic_at(index)
-    if nic.bridge is None:
-        return None
-    tap = open_bridged_tap(spec.name, index, nic.bridge, mac_of(spec.name, index, nic))
-    held.callback(os.close, tap)
-    return tap
+    return _open_tap(spec, index, held) if spec.nic_at(index).is_bridged else None
 
 
 def adopt_tap(spec: VirtualMachineSpec, index: int, pids: Iterable[int], held: ExitStack) -> int:
@@ -50,12 +48,10 @@ def adopt_tap(spec: VirtualMachineSpec, index: int, pids: Iterable[int], held: E
 
     Raises as ``open_taps``.
     """
-    nic = spec.nic_at(index)
-    assert nic.bridge is not None
     tap = next((tap for pid in pids if (tap := take_descriptor(pid, is_tap)) is not None), None)
     if tap is None:
-        tap = open_bridged_tap(spec.name, index, nic.bridge, mac_of(spec.name, index, nic))
-    held.callback(os.close, tap)
+        return _open_tap(spec, index, held)
+    _hold_tap(tap, spec.nic_at(index), held)
     return tap
 
 
@@ -88,3 +84,22 @@ def prepare_moves(
             moves[name] = prepare_move(old[name], new[name], mac_of(spec.name, index, nic))
             held.callback(moves[name].close)
     return moves
+
+
+def _open_tap(spec: VirtualMachineSpec, index: int, held: ExitStack) -> int:
+    nic = spec.nic_at(index)
+    tap = open_bridged_tap(spec.name, index, nic, mac_of(spec.name, index, nic))
+    _hold_tap(tap, nic, held)
+    return tap
+
+
+def _hold_tap(tap: int, nic: NicSpec, held: ExitStack) -> None:
+    """Close a TAP with ``held``, and remove its rules if it is gone then."""
+    if nic.is_filtered:
+        held.callback(_remove_rules, read_tap_name(tap))
+    held.callback(os.close, tap)
+
+
+def _remove_rules(tap: str) -> None:
+    with contextlib.suppress(DuovisorError):  # a sweep finds them, or removed them just now
+        remove_filter(tap)

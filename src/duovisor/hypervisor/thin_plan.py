@@ -87,7 +87,7 @@ def find_obstacle(spec: VirtualMachineSpec, accelerator: Accelerator) -> str | N
         return f"the thin VMM has at most {CPUS_MAX} processors, not {spec.cpus}"
     if spec.memory_mib < MEMORY_MIB_MIN:
         return f"the thin VMM has at least {MEMORY_MIB_MIN} MiB of memory, not {spec.memory_mib}"
-    if any(nic.network != "bridge" for nic in spec.nics):
+    if not all(nic.is_bridged for nic in spec.nics):
         return "the thin VMM has no user network: a network card of its needs a bridge"
     return None
 

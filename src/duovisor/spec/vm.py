@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from duovisor.spec.cloud_init import CloudInitSpec
+from duovisor.spec.firewall import Firewall
 from duovisor.spec.model import SpecModel
 from duovisor.spec.names import Text, VolumeName, check_name, check_text
 from duovisor.spec.processors import CpuModel
@@ -26,6 +27,7 @@ MAX_NICS = 8  # PCI slots 0x08 to 0x0f
 MAX_DEVICES = 5  # PCI slots 0x03 to 0x07
 ENTROPY_DRIVER = "rng"
 AGENT_PORT = "org.qemu.guest_agent.0"
+USER_NETWORK, BRIDGE_NETWORK = "user", "bridge"
 BLOCK_DRIVER, ENCRYPTED_DRIVER = "block", "encrypted"
 DRIVER_SUFFIX = ".py"
 QUEUE_SIZE_MAX = 1024  # VIRTQUEUE_MAX_SIZE in QEMU's include/hw/virtio/virtio.h
@@ -100,7 +102,8 @@ def _check_mac(mac: str) -> str:
     return mac
 
 
-def _check_interface(name: str) -> str:
+def check_interface(name: str) -> str:
+    """Return an interface's name, or raise ``ValueError``."""
     if not _INTERFACE.match(name):
         raise ValueError(f"{name!r} is not an interface's name: up to 15 characters; write for example br0")
     return name
@@ -113,7 +116,8 @@ def _check_serial(serial: str) -> str:
     return serial
 
 
-def _check_address(address: str) -> str:
+def check_address(address: str) -> str:
+    """Return an IPv4 address, or raise ``ValueError``."""
     try:
         return str(IPv4Address(address))
     except ValueError as error:
@@ -269,7 +273,7 @@ class PortForward(SpecModel):
     """A TCP or UDP port of the host that leads to one of the guest; loopback unless an address is given."""
 
     protocol: Literal["tcp", "udp"] = "tcp"
-    host_address: Annotated[str, AfterValidator(_check_address)] = "127.0.0.1"
+    host_address: Annotated[str, AfterValidator(check_address)] = "127.0.0.1"
     host_port: int = Field(ge=1, le=65535)
     guest_port: int = Field(ge=1, le=65535)
 
@@ -295,39 +299,68 @@ class NicSpec(SpecModel):
     """A virtio network card.
 
     ``user``: outgoing connections through the host's own sockets, no privilege. ``bridge``: a port of the
-    host's bridge of that name; naming one is enough. For it, in the microkernelized design: with
-    ``mac_filter`` the driver drops what the guest sends from another address than the card's (by default it
-    does); ``on_driver_failure`` and ``driver_hang_s`` are a disk's, but "report" takes the link down.
-    ``slot`` is as with disks; a card without a ``mac`` of its own has one that depends on it.
+    host's bridge of that name; naming one is enough. Any other name is that of a network that duovisor
+    manages, whose ``bridge``, and the card's ``address`` there, are found at each start. For these two:
+    ``vlan`` is the VLAN of the bridge that the card is on; of what the guest sends, only frames from the
+    card's MAC, and IPv4 ``address`` if there is one, get through; with a ``firewall``, what it lists may
+    come in, besides answers, and all or what it lists may go out.
+
+    In the microkernelized design: with ``mac_filter`` the driver, too, drops what the guest sends from
+    another MAC (by default it does); ``on_driver_failure`` and ``driver_hang_s`` are a disk's, but "report"
+    takes the link down. ``slot`` is as with disks; a card without a ``mac`` of its own has one that depends
+    on it.
     """
 
     slot: int | None = Field(default=None, ge=0, lt=MAX_NICS)
-    network: Literal["user", "bridge"] = "user"
-    bridge: Annotated[str, AfterValidator(_check_interface)] | None = None
+    network: Annotated[str, AfterValidator(check_name)] = USER_NETWORK
+    bridge: Annotated[str, AfterValidator(check_interface)] | None = None
+    vlan: int | None = Field(default=None, ge=1, le=4094)
     mac: Annotated[str, AfterValidator(_check_mac)] | None = None
     mac_filter: bool | None = None
+    address: Annotated[str, AfterValidator(check_address)] | None = None
+    firewall: Firewall | None = None
     forward: tuple[PortForward, ...] = ()
     on_driver_failure: DriverFailure = DriverFailure.REPORT
     driver_hang_s: float = Field(default=30.0, ge=0, le=86400, allow_inf_nan=False)
+
+    @property
+    def is_bridged(self) -> bool:
+        """Whether it is a port of a bridge, the host's or that of a managed network."""
+        return self.network != USER_NETWORK
+
+    @property
+    def managed_network(self) -> str | None:
+        """The name of its network, if duovisor manages that."""
+        return self.network if self.network not in (USER_NETWORK, BRIDGE_NETWORK) else None
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether there are rules for its frames on the host."""
+        rules = self.managed_network is not None or self.address is not None or self.firewall is not None
+        return self.is_bridged and rules
 
     @model_validator(mode="before")
     @classmethod
     def _read_bridge(cls, value: Any) -> Any:
         """``bridge: br0`` alone means a card on that bridge."""
         if isinstance(value, dict) and value.get("bridge") is not None and "network" not in value:
-            return {**value, "network": "bridge"}
+            return {**value, "network": BRIDGE_NETWORK}
         return value
 
     @model_validator(mode="after")
     def _check_network(self) -> NicSpec:
-        if self.network == "bridge" and self.bridge is None:
+        if self.network == BRIDGE_NETWORK and self.bridge is None:
             raise ValueError("network bridge needs the bridge's name: add for example bridge: br0")
-        if self.network == "user" and self.bridge is not None:
+        if self.network == USER_NETWORK and self.bridge is not None:
             raise ValueError(f"network user has no bridge; leave network out to use {self.bridge}")
-        if self.network == "bridge" and self.forward:
+        if self.network == BRIDGE_NETWORK and self.forward:
             raise ValueError("a bridged card has an address of its own; forward is for network user")
-        if self.network == "user" and self.mac_filter is not None:
-            raise ValueError("mac_filter is for a bridged card")
+        if self.managed_network is not None and self.forward:
+            raise ValueError("forward is for network user; duovisor network forward adds a port of a network")
+        if self.network == USER_NETWORK:
+            for key in ("mac_filter", "vlan", "address", "firewall"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"{key} is for a bridged card")
         return self
 
 
@@ -442,4 +475,6 @@ class VirtualMachineSpec(SpecModel):
         """The same without the places that each start finds, as a definition has it."""
         found = {"path": "", "format": DiskFormat.RAW}
         disks = tuple(disk.model_copy(update=found) if disk.is_found else disk for disk in self.disks)
-        return self.model_copy(update={"disks": disks})
+        lent = {"bridge": None, "address": None}
+        nics = tuple(nic.model_copy(update=lent) if nic.managed_network else nic for nic in self.nics)
+        return self.model_copy(update={"disks": disks, "nics": nics})

@@ -15,10 +15,12 @@ from tests.contract.network_driver import flood
 from tests.networks import BRIDGE, enter_network, list_ports
 
 from duovisor.controlling.networks.bridged import open_bridged_tap
+from duovisor.spec.vm import NicSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+CARD = NicSpec(network="bridge", bridge=BRIDGE)
 MAC = flood.GUEST.hex(":")
 HEADER_BYTES = len(flood.HEADER)
 READ_BYTES = 70_000
@@ -39,7 +41,7 @@ def enter_quiet_network() -> Iterator[None]:
 @contextmanager
 def open_taps() -> Iterator[list[int]]:
     """Two TAPs for one card."""
-    taps = [open_bridged_tap("move", 0, BRIDGE, MAC) for _ in range(2)]
+    taps = [open_bridged_tap("move", 0, CARD, MAC) for _ in range(2)]
     try:
         yield taps
     finally:
@@ -50,7 +52,7 @@ def open_taps() -> Iterator[list[int]]:
 @contextmanager
 def open_sender() -> Iterator[int]:
     """The TAP of another card on the bridge."""
-    tap = open_bridged_tap("sender", 1, BRIDGE, flood.SENDER.hex(":"))
+    tap = open_bridged_tap("sender", 1, CARD, flood.SENDER.hex(":"))
     try:
         yield tap
     finally:

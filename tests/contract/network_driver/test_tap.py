@@ -14,6 +14,7 @@ from duovisor.controlling.drivers.net_device import NetDevice
 from duovisor.controlling.drivers.tap import open_tap
 from duovisor.controlling.networks import interfaces
 from duovisor.controlling.networks.bridged import open_bridged_tap
+from duovisor.spec.vm import NicSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +44,9 @@ class Host:
 @pytest.fixture
 def tap() -> Iterator[tuple[int, Host]]:
     with enter_network():
-        descriptor = open_bridged_tap("contract", 0, BRIDGE, "52:54:00:12:34:56")
+        descriptor = open_bridged_tap(
+            "contract", 0, NicSpec(network="bridge", bridge=BRIDGE), "52:54:00:12:34:56"
+        )
         host = Host(interfaces.read_tap_name(descriptor))
         yield descriptor, host
         host.socket.close()

@@ -15,8 +15,10 @@ from duovisor.controlling.errors import HostLacksError, NetworkError
 from duovisor.controlling.networks import interfaces
 from duovisor.controlling.networks.bridged import build_tap_names, check_bridge, is_tap, open_bridged_tap
 from duovisor.controlling.networks.interfaces import NAME_MAX
+from duovisor.spec.vm import NicSpec
 
 MAC = "52:54:00:12:34:56"
+CARD = NicSpec(network="bridge", bridge=BRIDGE)
 needs_root = pytest.mark.skipif(bool(why_no_namespace()), reason=why_no_namespace() or "none")
 
 
@@ -38,7 +40,7 @@ def test_a_missing_bridge_has_a_remedy() -> None:
 @needs_root
 def test_a_tap_lives_as_long_as_its_descriptor() -> None:
     with enter_network():
-        first, second = (open_bridged_tap("web1", 0, BRIDGE, MAC) for _ in range(2))  # of two services
+        first, second = (open_bridged_tap("web1", 0, CARD, MAC) for _ in range(2))  # of two services
         ports = list_ports()
         assert len(ports) == 2
         assert "fe:54:00:12:34:56" in run_ip("link", "show", ports[0])
@@ -53,16 +55,16 @@ def test_a_tap_lives_as_long_as_its_descriptor() -> None:
 def test_what_is_no_bridge_is_named() -> None:
     with enter_network():
         with pytest.raises(NetworkError, match="lo is an interface, but no Linux bridge"):
-            open_bridged_tap("web1", 0, "lo", MAC)
+            open_bridged_tap("web1", 0, NicSpec(network="bridge", bridge="lo"), MAC)
         run_ip("link", "set", BRIDGE, "mtu", "9000")
-        tap = open_bridged_tap("web1", 0, BRIDGE, MAC)
+        tap = open_bridged_tap("web1", 0, CARD, MAC)
         assert "mtu 9000" in run_ip("link", "show", list_ports()[0])
         os.close(tap)
 
 
 def refuse_tap() -> None:
     with pytest.raises(HostLacksError, match="CAP_NET_ADMIN") as caught:
-        open_bridged_tap("web1", 0, BRIDGE, MAC)
+        open_bridged_tap("web1", 0, CARD, MAC)
     assert "run as root, or use network: user" in caught.value.remedy
 
 
@@ -85,5 +87,5 @@ def test_an_ordinary_user_is_told_what_is_missing(
 def test_a_host_without_the_device_has_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interfaces, "TUN_PATH", str(tmp_path / "tun"))
     with pytest.raises(HostLacksError, match="which this host lacks") as caught:
-        open_bridged_tap("web1", 0, "lo", MAC)
+        open_bridged_tap("web1", 0, NicSpec(network="bridge", bridge="lo"), MAC)
     assert caught.value.remedy == "modprobe tun"

@@ -187,7 +187,7 @@ def test_nics() -> None:
     assert build(nics=[{"mac": "52:54:00:AA:bb:cc"}]).nics[0].mac == "52:54:00:aa:bb:cc"
     assert "is not a MAC address" in refuse(nics=[{"mac": "52:54:00:aa:bb"}])
     assert "is a multicast address" in refuse(nics=[{"mac": "01:00:5e:00:00:01"}])
-    assert "nics.0.network: " in refuse(nics=[{"network": "lan"}])
+    assert "nics.0.network: " in refuse(nics=[{"network": "a b"}])
     assert build(nics=[{"bridge": "br0"}]).nics[0].network == "bridge"
     assert "needs the bridge's name" in refuse(nics=[{"network": "bridge"}])
     assert "leave network out to use br0" in refuse(nics=[{"network": "user", "bridge": "br0"}])

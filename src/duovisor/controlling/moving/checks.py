@@ -78,7 +78,7 @@ def check_carried(spec: VirtualMachineSpec, design: Design) -> None:
     """What of a VM's devices QEMU cannot carry to a VMM of ``design``. Raises ``MoveRefusedError``."""
     outside = Design.MICROKERNELIZED in (spec.design, design)
     for index, nic in spec.numbered_nics():
-        if nic.bridge is None:
+        if not nic.is_bridged:
             raise MoveRefusedError(
                 f"nic{index} is on user networking, where the guest's connections end in a process that a "
                 "move replaces",

@@ -5,22 +5,24 @@ Sources: Linux ``if_bridge.h``, ``if_link.h``, ``neighbour.h``, ``net/bridge/br_
 
 from __future__ import annotations
 
+import socket
+from contextlib import closing
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
+from duovisor.controlling.errors import NetworkError
 from duovisor.controlling.networks.netlink import (
     CREATE,
     EXCL,
     NESTED,
     Message,
+    Netlink,
     build_attribute,
     parse_attributes,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from duovisor.controlling.networks.netlink import Netlink
 
 _DELETE_LINK, _GET_LINK, _SET_LINK, _NEW_NEIGHBOUR, _GET_NEIGHBOUR = 17, 18, 19, 28, 30
 _AF_BRIDGE = 7
@@ -29,6 +31,9 @@ _NEIGHBOUR = Struct("=B3xiHBB")  # struct ndmsg: family, index, state, flags, ty
 _SHORT = Struct("=H")
 _WORD = Struct("=I")
 _VLAN_NUMBER = Struct("=xxH")
+_VLAN_INFO = Struct("=HH")  # struct bridge_vlan_info: flags, number
+_LINK_INFO, _INFO_DATA, _VLAN_FILTERING = 18, 2, 7  # IFLA_LINKINFO, IFLA_INFO_DATA, IFLA_BR_VLAN_FILTERING
+_ACCESS = 0x2 | 0x4  # BRIDGE_VLAN_INFO_PVID, BRIDGE_VLAN_INFO_UNTAGGED
 
 # struct ndmsg
 _PERMANENT, _STATIC, _REACHABLE = 0x80, 0x40, 0x02
@@ -135,6 +140,42 @@ def build_copy(source: Settings, target: Settings, port: int) -> list[Message]:
     if gone := {each for each in target.vlans if _VLAN_NUMBER.unpack(each) not in kept}:
         messages.append(_build_vlans(_DELETE_LINK, port, gone))
     return messages
+
+
+def set_access_vlan(bridge: str, port: str, vlan: int) -> None:
+    """Let a fresh port of a bridge be on one VLAN, untagged, and on no other.
+
+    Raises ``NetworkError`` where the bridge does not tell VLANs from each other, else ``OSError``.
+    """
+    index = socket.if_nametoindex(port)
+    with closing(Netlink()) as netlink:
+        if not filters_vlans(netlink, bridge):
+            raise NetworkError(
+                f"a card cannot be on VLAN {vlan} of {bridge}, which does not tell VLANs from each other",
+                remedy=f"ip link set {bridge} type bridge vlan_filtering 1, or leave vlan out",
+            )
+        netlink.change(build_access_vlan(read_port(netlink, index), vlan, index))
+
+
+def filters_vlans(netlink: Netlink, bridge: str) -> bool:
+    """Whether a bridge keeps VLANs apart. Raises ``OSError``."""
+    index = socket.if_nametoindex(bridge)
+    links = netlink.ask(Message(_GET_LINK, 0, _LINK.pack(0, 0, 0, 0, 0)))
+    return any(parse_filtering(body) for body in links if _LINK.unpack_from(body)[2] == index)
+
+
+def parse_filtering(body: bytes) -> bool:
+    """Whether the link that a message is about is a bridge that keeps VLANs apart; pure."""
+    for kind in (_LINK_INFO, _INFO_DATA, _VLAN_FILTERING):
+        offset = _LINK.size if kind == _LINK_INFO else 0
+        body = dict(parse_attributes(body[offset:])).get(kind, b"")
+    return any(body)
+
+
+def build_access_vlan(plain: Settings, vlan: int, port: int) -> list[Message]:
+    """Messages that put ``port``, which has the settings ``plain``, on one VLAN, untagged; pure."""
+    wanted = Settings(plain.values, frozenset({_VLAN_INFO.pack(_ACCESS, vlan)}))
+    return build_copy(wanted, plain, port)
 
 
 def _build_vlans(kind: int, port: int, vlans: Iterable[bytes]) -> Message:

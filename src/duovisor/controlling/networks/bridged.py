@@ -15,10 +15,14 @@ from typing import TYPE_CHECKING
 
 from duovisor.controlling.errors import HostLacksError, NetworkError
 from duovisor.controlling.networks import interfaces
+from duovisor.controlling.networks.bridge_ports import set_access_vlan
+from duovisor.controlling.networks.card_filter import install_filter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from duovisor.spec.vm import NicSpec
 
 HEADER_BYTES = 12  # struct virtio_net_hdr_v1
 NAMES_MAX = 64
@@ -26,11 +30,13 @@ NAMES_MAX = 64
 HIGH_BYTE = 0xFE
 
 
-def open_bridged_tap(vm: str, index: int, bridge: str, mac: str) -> int:
-    """A TAP on ``bridge`` for card ``index`` of a VM, up; the caller closes the descriptor.
+def open_bridged_tap(vm: str, index: int, nic: NicSpec, mac: str) -> int:
+    """A TAP on the bridge of card ``index`` of a VM, with its rules, up; the caller closes the descriptor.
 
-    ``mac`` is the card's own address. Raises ``NetworkError`` or ``HostLacksError``; nothing is left then.
+    ``mac`` is the card's own address. Raises ``NetworkError`` or ``HostLacksError``; nothing is left then but
+    rules, which ``sweep_filters`` finds.
     """
+    bridge = require_bridge(nic)
     check_bridge(bridge)
     descriptor = _create(vm, index)
     try:
@@ -38,12 +44,29 @@ def open_bridged_tap(vm: str, index: int, bridge: str, mac: str) -> int:
         interfaces.set_address(name, bytes([HIGH_BYTE]) + bytes.fromhex(mac.replace(":", ""))[1:])
         interfaces.disable_ipv6(name)
         interfaces.copy_mtu(bridge, name)
+        if nic.is_filtered:
+            install_filter(name, mac, nic)
         interfaces.add_to_bridge(bridge, name)
+        if nic.vlan is not None:
+            set_access_vlan(bridge, name, nic.vlan)
         interfaces.bring_up(name)
     except OSError as error:
         os.close(descriptor)
         raise _explain(bridge, error) from error
+    except BaseException:
+        os.close(descriptor)
+        raise
     return descriptor
+
+
+def require_bridge(nic: NicSpec) -> str:
+    """The bridge of a card that is on one. Raises ``NetworkError`` for a managed network's."""
+    if nic.bridge is None:
+        raise NetworkError(
+            f"network {nic.network} belongs to the service, and this VM does not",
+            remedy="duovisor vm create --start, or --nic bridge=NAME",
+        )
+    return nic.bridge
 
 
 def check_bridge(bridge: str) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from duovisor.controlling.cloning import Cloner
     from duovisor.controlling.images.library import Library
+    from duovisor.controlling.networks.networks import Networks
     from duovisor.controlling.service.events import EventLog
     from duovisor.controlling.service.gate import Gatekeeper
     from duovisor.controlling.service.manager import VmManager
@@ -34,6 +35,7 @@ class Service:
     storage: Storage
     library: Library
     cloner: Cloner
+    networks: Networks
     events: EventLog
     operations: Operations
     tokens: Tokens

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 from duovisor import __version__
 from duovisor.controlling.cloning import Cloner
 from duovisor.controlling.images.library import Library
+from duovisor.controlling.networks.lending import Sweeper, lend_all
+from duovisor.controlling.networks.networks import Networks
 from duovisor.controlling.seeds import Seeds
 from duovisor.controlling.service.app import build_app
 from duovisor.controlling.service.context import Service
@@ -124,11 +126,19 @@ async def open_service(
         library, seeds = Library(storage, directories), Seeds(directories.state / SEEDS_FOLDER)
         library.sweep()
 
+        networks = Networks(store, directories, lambda name, said: note_server(events, name, said))
+        stack.push_async_callback(networks.close)
+        made = await networks.recover()
+        sweeper = Sweeper(networks)
+        stack.push_async_callback(sweeper.close)
+
         def tell(event: VmEvent) -> None:
             note(events, event)
             seeds.on_event(event)
+            sweeper.notice(event)
 
-        manager = make_manager(store, directories, tell, seeds.around(Lender(storage).lend))
+        lend = lend_all(seeds.around(Lender(storage).lend), networks.place)
+        manager = make_manager(store, directories, tell, lend)
         await manager.open()
         stack.push_async_callback(manager.close)
         recovery = await manager.recover()
@@ -142,11 +152,15 @@ async def open_service(
             events.emit(who, "storage.recover", "storage", message=str(settled))
         for name in undone:
             events.emit(who, "vm.clone", f"vm/{name}", Outcome.FAILED, "it was interrupted and undone")
+        if any(made):
+            outcome = Outcome.FAILED if made.problems else Outcome.DONE
+            events.emit(who, "network.recover", "network", outcome, str(made))
         yield Service(
             manager=manager,
             storage=storage,
             library=library,
             cloner=cloner,
+            networks=networks,
             events=events,
             operations=operations,
             tokens=tokens,
@@ -173,6 +187,11 @@ def note(events: EventLog, event: VmEvent) -> None:
         return
     outcome = Outcome.FAILED if event.kind in _BAD else Outcome.DONE
     events.emit(service_identity().name, f"vm.{event.kind}", f"vm/{event.name}", outcome, event.message)
+
+
+def note_server(events: EventLog, network: str, said: str) -> None:
+    """Keep what became of a network's DHCP and DNS server."""
+    events.emit(service_identity().name, "network.server-died", f"network/{network}", Outcome.FAILED, said)
 
 
 def describe_start(recovery: RecoveryReport, interrupted: int) -> str:

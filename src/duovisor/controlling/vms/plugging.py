@@ -61,6 +61,7 @@ class Plugging:
             change = DeviceChange(device=disk_socket(device.slot or 0), disk=device)
         else:
             device = place_nic(device, specs)
+            check_places(record.spec.model_copy(update={"nics": (device,)}))
             change = DeviceChange(device=nic_socket(device.slot or 0), nic=device)
         if vm is None:
             await self._definitions.change_device(record.name, change)
@@ -97,12 +98,10 @@ class Plugging:
     async def _plug_in(
         self, vm: ActiveVm, device: DiskSpec | NicSpec, capabilities: HostCapabilities
     ) -> None:
-        if not isinstance(device, DiskSpec):
-            await plug_in(vm.machine, device, capabilities)
-            return
-        alone = vm.machine.spec.model_copy(update={"disks": (device,)})
-        async with self._lend(alone) as lent:
-            await plug_in(vm.machine, lent.disks[0], capabilities)
+        is_disk = isinstance(device, DiskSpec)
+        devices = {"disks": (device,) if is_disk else (), "nics": () if is_disk else (device,)}
+        async with self._lend(vm.machine.spec.model_copy(update=devices)) as lent:
+            await plug_in(vm.machine, lent.disks[0] if is_disk else lent.nics[0], capabilities)
 
     async def _change(
         self, vm: ActiveVm, record: VmRecord, change: DeviceChange, work: Coroutine[Any, Any, Any]

@@ -83,8 +83,19 @@ class ProcessStatus(Model):
     duty: Duty = Duty.NONE
 
 
+class CardAddress(Model):
+    """The address that a network gives to a card, ``nic0`` for example."""
+
+    card: str
+    network: str
+    mac: str
+    address: str
+
+
 class VmStatus(Model):
     """A VM as it is. ``action`` is what is being done to it; ``faults`` are the latest, oldest first.
+
+    ``addresses`` are those of its cards, where they are known.
 
     ``restart_needed``: the definition was changed since the VM started.
     """
@@ -99,6 +110,7 @@ class VmStatus(Model):
     ended_at: AwareDatetime | None = None
     processes: tuple[ProcessStatus, ...] = ()
     drivers: tuple[DriverStatus, ...] = ()
+    addresses: tuple[CardAddress, ...] = ()
     faults: tuple[Fault, ...] = ()
     action: str = ""
     restart_needed: bool = False

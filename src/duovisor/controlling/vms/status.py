@@ -5,14 +5,16 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from duovisor.controlling.vms.records import ProcessState, ProcessStatus, VmStatus
+from duovisor.controlling.vms.records import CardAddress, ProcessState, ProcessStatus, VmStatus
 from duovisor.hypervisor.lifecycle import ENDED, State
+from duovisor.hypervisor.qemu.nics import mac_of, nic_socket
 
 if TYPE_CHECKING:
     from duovisor.controlling.description import ProcessDescription
     from duovisor.controlling.machine import Machine
     from duovisor.controlling.vms.documents import RunDocument
     from duovisor.controlling.vms.records import VmRecord
+    from duovisor.spec.vm import VirtualMachineSpec
 
 
 def build_resting_status(run: RunDocument, boot_id: str, action: str) -> VmStatus:
@@ -41,9 +43,24 @@ def build_active_status(machine: Machine, run: RunDocument, record: VmRecord, ac
         started_at=datetime.fromtimestamp(description.started_at, UTC),
         processes=tuple(_list_processes(machine)),
         drivers=tuple(device.describe() for device in machine.devices.values()),
+        addresses=list_addresses(description.spec),
         faults=run.faults,
         action=action,
         restart_needed=description.spec.without_places() != record.spec,
+    )
+
+
+def list_addresses(spec: VirtualMachineSpec) -> tuple[CardAddress, ...]:
+    """The addresses that a VM's cards were given, or said to have; pure."""
+    return tuple(
+        CardAddress(
+            card=nic_socket(index),
+            network=nic.network,
+            mac=mac_of(spec.name, index, nic),
+            address=nic.address,
+        )
+        for index, nic in spec.numbered_nics()
+        if nic.address is not None
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
 
-from duovisor.controlling.errors import DiskFileError
+from duovisor.controlling.errors import DiskFileError, NetworkError
 from duovisor.hypervisor.errors import WrongStateError
 from duovisor.hypervisor.qemu.disks import disk_socket
 from duovisor.spec.vm import Design, VirtualMachineSpec
@@ -21,7 +21,7 @@ Lend = Callable[[VirtualMachineSpec], AbstractAsyncContextManager[VirtualMachine
 
 @asynccontextmanager
 async def lend_none(spec: VirtualMachineSpec) -> AsyncIterator[VirtualMachineSpec]:
-    """Where there are no volumes. Raises ``DiskFileError`` for a disk that names one."""
+    """Where there are no volumes or networks. Raises ``DiskFileError`` for a disk that names one."""
     for disk in spec.disks:
         if disk.volume is not None:
             raise DiskFileError(f"there is no volume {disk.volume} here")
@@ -29,11 +29,18 @@ async def lend_none(spec: VirtualMachineSpec) -> AsyncIterator[VirtualMachineSpe
 
 
 def check_places(spec: VirtualMachineSpec) -> None:
-    """Raises ``DiskFileError`` for a definition with the path of a volume, which each start finds anew."""
+    """Raises ``DiskFileError`` or ``NetworkError`` for a definition with what each start finds anew."""
     for disk in spec.disks:
         if disk.is_found and disk.path:
             other = f"the volume {disk.volume}" if disk.volume is not None else "cloud_init"
             raise DiskFileError(f"a disk has both {other} and the path {disk.path}", remedy="leave path out")
+    for index, nic in spec.numbered_nics():
+        if nic.managed_network is not None and (nic.bridge is not None or nic.address is not None):
+            key = "bridge" if nic.bridge is not None else "address"
+            raise NetworkError(
+                f"nic{index} has both the network {nic.managed_network} and a {key}",
+                remedy=f"leave {key} out",
+            )
 
 
 def find_disk(active: Iterable[ActiveVm], volume: str) -> tuple[ActiveVm, str]:

@@ -42,7 +42,7 @@ def build_nics(spec: VirtualMachineSpec, qemu: QemuAbilities, accelerator: Accel
         name = nic_socket(index)
         device = [f"virtio-net-pci,id={name},netdev={nic_backend(name)},{at_pluggable(NIC_SLOTS[index])}"]
         device.append(f"mac={mac_of(spec.name, index, nic)},romfile=")
-        if nic.network == "bridge":
+        if nic.is_bridged:
             arguments += _build_bridged_inside(name, nic) if inside else _build_channel(name)
             device += _bridged_properties(qemu, accelerator)
         else:
@@ -61,7 +61,7 @@ def find_unbridged(spec: VirtualMachineSpec) -> tuple[str, ...]:
 
 def find_bridged(spec: VirtualMachineSpec) -> tuple[str, ...]:
     """The names of the cards that are on a bridge."""
-    return tuple(nic_socket(index) for index, nic in spec.numbered_nics() if nic.network == "bridge")
+    return tuple(nic_socket(index) for index, nic in spec.numbered_nics() if nic.is_bridged)
 
 
 def nic_socket(index: int) -> str:
