@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from duovisor.controlling.images import debian, store
+from duovisor.controlling.images.boot_files import INITRD, KERNEL, take_boot_files
 from duovisor.controlling.images.download import Wanted, fetched
 from duovisor.controlling.images.errors import ImageBrokenError, ImageExistsError, ImageNotFoundError
 from duovisor.controlling.images.image import Image
@@ -30,6 +31,7 @@ from duovisor.controlling.storage.views import get_volume
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from duovisor.controlling.storage.records import VolumeView
     from duovisor.controlling.storage.storage import Storage
     from duovisor.controlling.vms.records import Progress
     from duovisor.directories import Directories
@@ -135,8 +137,7 @@ class Library:
             ref, upload._replace(to=VolumeFormat.QCOW2, read_only=True), inbox, progress
         )
         try:
-            taken = (await get_volume(self._storage, ref)).allocated_bytes or 0
-            await in_thread(self._describe, name, str(ref), taken, about)
+            await in_thread(self._describe, name, await get_volume(self._storage, ref), about)
         except BaseException:
             await self._storage.delete(ref)
             raise
@@ -177,22 +178,27 @@ class Library:
             feeding.cancel()
             await asyncio.gather(feeding, return_exceptions=True)
 
-    def _describe(self, name: str, volume: str, disk_bytes: int, about: About) -> None:
+    def _describe(self, name: str, volume: VolumeView, about: About) -> None:
         """Put the description in place, which makes the image visible."""
         with store.lock(self._directories), store.start_folder(name, self._directories) as folder:
-            files = (debian.KERNEL, debian.INITRD) if about.boot_files is not None else ()
-            for file in files:
-                assert about.boot_files is not None
-                shutil.copyfile(about.boot_files / file, folder / file)
+            files: tuple[str, ...] = ()
+            command_line, version = about.command_line, ""
+            if about.boot_files is not None:
+                files = (debian.KERNEL, debian.INITRD)
+                for file in files:
+                    shutil.copyfile(about.boot_files / file, folder / file)
+            elif (found := take_boot_files(Path(volume.path), folder)) is not None:
+                files, command_line, version = (KERNEL, INITRD), found.command_line, found.version
             store.write_description(
                 Image(
                     name=name,
                     description=about.description,
                     kernel=files[0] if files else None,
                     initrd=files[1] if files else None,
-                    command_line=about.command_line,
-                    volume=volume,
-                    disk_bytes=disk_bytes,
+                    command_line=command_line,
+                    kernel_version=version,
+                    volume=f"{volume.pool}/{volume.name}",
+                    disk_bytes=volume.allocated_bytes or 0,
                     user=about.user,
                     source=about.source,
                     recipe=about.recipe,

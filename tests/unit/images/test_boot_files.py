@@ -1,0 +1,152 @@
+"""Kernels taken out of disk images: file systems that mke2fs made, in tables and formats that images have."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from duovisor.controlling.images.boot_files import find_boot_files, find_versions, take_boot_files
+from duovisor.controlling.images.disk_reader import DiskReadError, open_reader
+from duovisor.controlling.images.ext4 import Ext4
+from duovisor.controlling.images.gpt import LINUX_ROOT_X86_64, Partition, build_tables
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+IDENTITY = "99782ce7-1a3a-5e42-a971-3a78290a678e"
+KERNEL, INITRD = os.urandom(3 << 20), bytes(1 << 20) + os.urandom(100_001)
+COMMAND_LINE = f"root=UUID={IDENTITY} ro console=ttyS0 console=hvc0"
+FIRST_SECTOR, SECTORS = 2048, 40960
+
+pytestmark = pytest.mark.skipif(
+    not (shutil.which("mke2fs") and shutil.which("qemu-img")), reason="mke2fs or qemu-img is not installed"
+)
+
+
+def write_system(folder: Path, versions: tuple[str, ...], *, boot: str = "boot", initrd: str) -> None:
+    for name in ("etc", "usr", "var", boot):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for version in versions:
+        (folder / boot / f"vmlinuz-{version}").write_bytes(KERNEL)
+        (folder / boot / initrd.format(version)).write_bytes(INITRD)
+
+
+def make_file_system(path: Path, folder: Path, *options: str) -> None:
+    subprocess.run(
+        ["mke2fs", "-q", "-F", "-t", "ext4", "-U", IDENTITY, *options, "-d", str(folder), str(path), "16m"],
+        check=True,
+    )
+
+
+def make_disk(path: Path, *systems: Path) -> None:
+    """A GPT disk with a partition for each file system."""
+    partitions = [
+        Partition(number, LINUX_ROOT_X86_64, UUID(int=number), "", first, first + SECTORS - 1)
+        for number, first in enumerate(range(FIRST_SECTOR, 1 << 20, SECTORS), start=1)
+    ][: len(systems)]
+    sectors = FIRST_SECTOR + SECTORS * len(systems) + 2048
+    tables = build_tables(UUID(int=99), sectors, partitions)
+    with path.open("wb") as disk:
+        disk.truncate(sectors * 512)
+        disk.write(tables.head)
+        for partition, system in zip(partitions, systems, strict=True):
+            disk.seek(partition.first * 512)
+            disk.write(system.read_bytes())
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file system with two kernels of which the newer one is not the last by its letters."""
+    folder = tmp_path_factory.mktemp("system")
+    write_system(folder / "root", ("6.1.0-9-cloud-amd64", "6.1.0-56-cloud-amd64"), initrd="initrd.img-{}")
+    make_file_system(folder / "system.ext4", folder / "root")
+    return folder / "system.ext4"
+
+
+@pytest.mark.parametrize("how", ["bare", "gpt", "qcow2", "compressed"])
+def test_the_newest_kernel_is_taken(system: Path, tmp_path: Path, how: str) -> None:
+    disk = system
+    if how != "bare":
+        disk = tmp_path / "disk"
+        make_disk(disk, system)
+    if how in ("qcow2", "compressed"):
+        raw, disk = disk, tmp_path / "disk.qcow2"
+        compress = ["-c"] if how == "compressed" else []
+        subprocess.run(["qemu-img", "convert", *compress, "-O", "qcow2", raw, disk], check=True)
+    found = take_boot_files(disk, tmp_path)
+    assert found is not None
+    assert (found.version, found.command_line) == ("6.1.0-56-cloud-amd64", COMMAND_LINE)
+    assert (tmp_path / "vmlinuz").read_bytes() == KERNEL
+    assert (tmp_path / "initrd.img").read_bytes() == INITRD
+
+
+def test_boot_may_be_a_partition_of_its_own(tmp_path: Path) -> None:
+    write_system(tmp_path / "root", (), initrd="")
+    (tmp_path / "boot").mkdir()
+    (tmp_path / "boot/vmlinuz-0-rescue-1234").write_bytes(b"rescue")
+    write_system(tmp_path / "other", ("6.8.0-60-generic",), boot=".", initrd="initramfs-{}.img")
+    for name in ("etc", "usr", "var"):
+        (tmp_path / "other" / name).rmdir()
+    make_file_system(tmp_path / "root.ext4", tmp_path / "root")
+    make_file_system(tmp_path / "boot.ext4", tmp_path / "other", "-O", "^64bit", "-b", "1024", "-U", "random")
+    make_disk(tmp_path / "disk", tmp_path / "boot.ext4", tmp_path / "root.ext4")
+    found = take_boot_files(tmp_path / "disk", tmp_path)
+    assert found is not None
+    assert (found.version, found.kernel, found.initrd) == ("6.8.0-60-generic", KERNEL, INITRD)
+    assert found.command_line == COMMAND_LINE
+
+
+def test_versions_are_compared_by_their_numbers() -> None:
+    names = ("vmlinuz-6.1.0-9", "vmlinuz-6.1.0-10", "vmlinuz-5.10.0-200", "vmlinuz-0-rescue-ab", "config-7")
+    assert find_versions(dict.fromkeys(names, 1)) == ["6.1.0-10", "6.1.0-9", "5.10.0-200"]
+
+
+@pytest.mark.parametrize("content", [b"", bytes(4096), b"QFI\xfb" + bytes(200), os.urandom(8192)])
+def test_a_disk_without_a_kernel_has_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "disk").write_bytes(content)
+    assert take_boot_files(tmp_path / "disk", tmp_path) is None
+    assert os.listdir(tmp_path) == ["disk"]
+
+
+def test_a_kernel_without_its_ram_disk_is_left(tmp_path: Path) -> None:
+    write_system(tmp_path / "root", ("6.1",), initrd="initrd.img-{}")
+    (tmp_path / "root/boot/initrd.img-6.1").unlink()
+    make_file_system(tmp_path / "disk", tmp_path / "root")
+    assert take_boot_files(tmp_path / "disk", tmp_path) is None
+
+
+def test_an_unreplayed_journal_is_not_read_over(system: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    shutil.copy(system, disk)
+    with disk.open("r+b") as file:
+        file.seek(1024 + 96)
+        flags = file.read(1)[0]
+        file.seek(1024 + 96)
+        file.write(bytes([flags | 4]))
+    descriptor = os.open(disk, os.O_RDONLY)
+    with pytest.raises(DiskReadError, match="features"):
+        Ext4(open_reader(descriptor), 0)
+    os.close(descriptor)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.integers(0, 600 << 10), garbage=st.binary(min_size=1, max_size=64))
+def test_no_file_system_is_trusted(system: Path, tmp_path: Path, place: int, garbage: bytes) -> None:
+    """Its first part, with all that describes files in it, overwritten anywhere with anything."""
+    data = bytearray(system.read_bytes())
+    data[place : place + len(garbage)] = garbage
+    descriptor = os.memfd_create("disk")
+    os.write(descriptor, data)
+    found = None
+    with contextlib.suppress(DiskReadError):
+        found = find_boot_files(descriptor)
+    os.close(descriptor)
+    assert found is None or found.command_line.startswith("root=UUID=")
