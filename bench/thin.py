@@ -193,11 +193,13 @@ async def measure(rounds: int, reads: int, memory_mib: int) -> dict[str, Any]:
                     measured.append(found)
             spec = build_bench_spec(VmmKind.THIN, image, scratch, memory_mib)
             boot_s = statistics.median(each[VmmKind.THIN]["boot_s"] for each in measured)
-            restore_s = await time_restore(spec, directories, factories)
+            restored = await time_restore(spec, directories, factories)
+            print(f"restore: {json.dumps(restored)}", flush=True)
     finally:
         await factories.close()
-    figures = {**summarize(measured), "restore_ratio": round(restore_s / boot_s, 3), "lines": count_lines()}
-    return {"figures": figures, "rounds": measured, "restore_s": restore_s}
+    ratio = round(restored["restore_s"] / boot_s, 3)
+    figures = {**summarize(measured), "restore_ratio": ratio, "lines": count_lines()}
+    return {"figures": figures, "rounds": measured, "restore": restored}
 
 
 def main() -> None:

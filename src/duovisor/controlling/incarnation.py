@@ -146,7 +146,8 @@ class Incarnation:
         Raises ``DuovisorError``; ``end`` undoes everything.
         """
         inside = self.spec.design is Design.MONOLITHIC
-        if not inside:
+        thin = self.decision.kind is VmmKind.THIN
+        if not inside and not thin:
             await self._start_devices(checked, console_log, old)
         if checked.tpm is not None and kept is not None:
             record = partial(self.record_process, device=TPM_SOCKET)
@@ -156,7 +157,10 @@ class Incarnation:
             die_with_owner=die_with_owner,
             record=self.record_process,
             taps=self.taps if inside else {STATE: state} if state is not None else {},
+            take_spare=self._factories.take_vmm if thin else None,
         )
+        if thin:  # it makes itself ready meanwhile, then waits for them
+            await self._start_devices(checked, console_log, old)
         if self.vmm.plan.bound:
             await self._start_late(self.vmm.plan.bound)
 

@@ -155,6 +155,7 @@ class Machine:
             machine.current.prepare()
             await machine._begin(checked, saved)
             await machine._settle(adopted=False)
+            factories.prepare_vmm()
         except BaseException:
             await machine.clean_up()
             raise

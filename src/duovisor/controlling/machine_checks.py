@@ -11,6 +11,7 @@ from duovisor.controlling.machine_drivers import open_device
 from duovisor.controlling.machine_networks import check_networks
 from duovisor.controlling.preflight import (
     check_boot_files,
+    check_kvm_device,
     check_memory,
     choose_accelerator,
     find_kvm_gids,
@@ -97,8 +98,7 @@ class CheckedStart(NamedTuple):
             libraries=find_libraries(),
             devices=tuple(DeviceShape(device.device_type) for device in self.devices),
         )
-        kvm_gids = find_kvm_gids(self.capabilities)
-        return build_thin(self.spec, self.decision.accelerator, paths, kvm_gids, restored=restored)
+        return build_thin(self.spec, self.decision.accelerator, paths, restored=restored)
 
 
 def check_start(spec: VirtualMachineSpec, capabilities: HostCapabilities) -> CheckedStart:
@@ -107,6 +107,7 @@ def check_start(spec: VirtualMachineSpec, capabilities: HostCapabilities) -> Che
     vmm = choose_vmm(spec, decision.accelerator)
     if vmm.kind is VmmKind.QEMU:
         capabilities.require_qemu()
+        check_kvm_device(spec, capabilities, decision.accelerator)
     check_memory(spec, capabilities.memory_total_mib)
     check_boot_files(spec)
     find_firmware(spec)

@@ -62,21 +62,28 @@ def find_libraries(root: Path = Path("/")) -> Path:
 def choose_accelerator(spec: VirtualMachineSpec, capabilities: HostCapabilities) -> AcceleratorDecision:
     """Decide between KVM and TCG for this VM.
 
-    Raises ``AcceleratorUnavailableError`` when KVM is demanded and does not work, and ``HostLacksError`` when
-    it works but the unprivileged VMM of the microkernelized design could not open /dev/kvm: a silent change
-    to TCG would make the VM ten times slower.
+    Raises ``AcceleratorUnavailableError`` when KVM is demanded and does not work.
     """
-    decision = decide_accelerator(spec.accelerator, capabilities.kvm)
+    return decide_accelerator(spec.accelerator, capabilities.kvm)
+
+
+def check_kvm_device(
+    spec: VirtualMachineSpec, capabilities: HostCapabilities, accelerator: Accelerator
+) -> None:
+    """Whether a QEMU on KVM can open /dev/kvm; the thin VMM gets it opened.
+
+    Raises ``HostLacksError`` when KVM works but the unprivileged VMM of the microkernelized design could not
+    open it: a silent change to TCG would make the VM ten times slower.
+    """
     device = capabilities.dev_kvm
-    if decision.accelerator is not Accelerator.KVM or device is None:
-        return decision
+    if accelerator is not Accelerator.KVM or device is None:
+        return
     unprivileged = spec.design is Design.MICROKERNELIZED and capabilities.is_root
     if unprivileged and not (device.opens_to_its_group or _opens_to_all(device)):
         raise HostLacksError(
             f"the unprivileged VMM of the microkernelized design cannot open /dev/kvm (mode {device.mode:o})",
             remedy="chgrp kvm /dev/kvm && chmod 660 /dev/kvm, or accelerator tcg",
         )
-    return decision
 
 
 def find_kvm_gids(capabilities: HostCapabilities) -> tuple[int, ...]:

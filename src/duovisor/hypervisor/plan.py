@@ -31,6 +31,7 @@ class LaunchPlan:
     listening as ``NAME.sock`` in the VM's run folder before the VMM starts, so that whoever connects needs no
     retry. ``channels`` are those of them on which a driver serves. The sockets in ``bound`` the VMM binds
     itself when it starts, in the folder ``channels`` of the run folder; a driver serves on each of them, too.
+    ``files`` are opened for the VMM, by the names of their descriptors.
     """
 
     name: str
@@ -44,6 +45,7 @@ class LaunchPlan:
     sandbox: Sandbox | None
     taps: tuple[str, ...] = ()
     bound: tuple[str, ...] = ()
+    files: tuple[tuple[str, Path], ...] = ()
 
     def resolve_argv(self, descriptors: Mapping[str, int]) -> tuple[str, ...]:
         """The command line with every ``@NAME@`` replaced by the descriptor's number."""

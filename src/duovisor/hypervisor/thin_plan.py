@@ -32,8 +32,11 @@ CONSOLE_CHANNEL = "console-channel"
 CONSOLE_ARGUMENT = "console=hvc0"
 STATE = "state"
 
-# where the VMM finds them in its sandbox
-MEMORY, KERNEL, INITRD, PACKAGES = "/memory", "/kernel", "/initrd", "/packages"
+PROGRAM = "duovisor.hypervisor.thin"
+# descriptors of files that its owner opens for it
+KVM, MEMORY, KERNEL, INITRD = "kvm", "memory", "kernel", "initrd"
+DEV_KVM = Path("/dev/kvm")
+PACKAGES = "/packages"  # where it finds ours in its sandbox
 # all seen: 20 MiB, and for each processor a stack and its share of the interpreter's arenas
 PRIVATE_MIB, VCPU_PRIVATE_MIB = 128, 4
 # threads are counted with those of all else that runs under the VM's uid, its successor and drivers
@@ -96,11 +99,10 @@ def build_thin(
     spec: VirtualMachineSpec,
     accelerator: Accelerator,
     paths: ThinPaths,
-    kvm_gids: tuple[int, ...] = (),
     *,
     restored: bool = False,
 ) -> LaunchPlan:
-    """Plan the thin VMM's process; ``kvm_gids`` are the groups that may open /dev/kvm.
+    """Plan the thin VMM's process.
 
     ``restored``: it inherits the descriptor ``state`` of a saved state, and goes on. Raises ``PlanError``.
     """
@@ -108,16 +110,17 @@ def build_thin(
         raise PlanError(obstacle, remedy="use vmm: qemu")
     devices = build_devices(spec, paths.devices)
     channels = tuple(str(device["name"]) for device in devices)
-    descriptors = [QMP_SOCKET, *channels, *([STATE] if restored else [])]
     assert spec.kernel is not None
+    files = [(KVM, DEV_KVM), (MEMORY, paths.memory_file), (KERNEL, Path(spec.kernel.path))]
+    if spec.kernel.initrd:
+        files.append((INITRD, Path(spec.kernel.initrd)))
+    names = [name for name, _ in files]
+    descriptors = [*names, QMP_SOCKET, *channels, *([STATE] if restored else [])]
     config = {
         "name": spec.name,
         "cpus": spec.cpus,
         "cpu_model": spec.cpu_model,
-        "memory": MEMORY,
         "memory_mib": spec.memory_mib,
-        "kernel": KERNEL,
-        "initrd": INITRD if spec.kernel.initrd else None,
         "command_line": build_command_line(spec.kernel.command_line),
         "devices": devices,
     }
@@ -127,7 +130,7 @@ def build_thin(
         accelerator=accelerator,
         argv=(
             # -S -s: no site-packages; -P: nothing from the working directory; -B: nothing is written
-            str(paths.interpreter), "-S", "-s", "-P", "-B", "-m", "duovisor.hypervisor.thin",
+            str(paths.interpreter), "-S", "-s", "-P", "-B", "-m", PROGRAM,
             "--config", json.dumps(config),
             "--descriptor", f"debug=@{CONSOLE_LOG}@",
             *(word for name in descriptors for word in ("--descriptor", f"{name}=@{name}@")),
@@ -136,7 +139,8 @@ def build_thin(
         channels=channels,
         memory_file=paths.memory_file,
         memory_mib=spec.memory_mib,
-        sandbox=build_thin_sandbox(spec, paths, kvm_gids),
+        files=tuple(files),
+        sandbox=build_thin_sandbox(spec, paths),
     )  # fmt: skip
 
 
@@ -170,25 +174,24 @@ def build_devices(spec: VirtualMachineSpec, shapes: Sequence[DeviceShape]) -> li
     return devices
 
 
-def build_thin_sandbox(spec: VirtualMachineSpec, paths: ThinPaths, kvm_gids: tuple[int, ...]) -> Sandbox:
-    """An empty root with the interpreter, duovisor's package, the boot files and the guest's memory."""
-    assert spec.kernel is not None
+def build_thin_sandbox(spec: VirtualMachineSpec, paths: ThinPaths) -> Sandbox:
+    """An empty root with the interpreter and duovisor's package; all else it is given is descriptors."""
     files = (Path("/etc/ld.so.cache"), paths.libraries, paths.interpreter, *paths.runtime)
     read_only = [(path, str(path)) for path in files]
-    read_only += [(paths.package, f"{PACKAGES}/{paths.package.name}"), (Path(spec.kernel.path), KERNEL)]
-    if spec.kernel.initrd:
-        read_only.append((Path(spec.kernel.initrd), INITRD))
+    read_only.append((paths.package, f"{PACKAGES}/{paths.package.name}"))
     return Sandbox(
         uid=uid_of(spec.name),
-        gids=kvm_gids,
         read_only=tuple(read_only),
-        writable=((paths.memory_file, MEMORY),),
-        devices=("/dev/kvm",),
         links=(("usr/lib", "/lib"), ("usr/lib64", "/lib64")),
         if_there=("/usr/lib64",),
         environment=(("PYTHONPATH", PACKAGES),),
-        limits=ResourceLimits(PRIVATE_MIB + spec.cpus * VCPU_PRIVATE_MIB, THREADS, DESCRIPTORS),
+        limits=build_limits(spec.cpus),
     )
+
+
+def build_limits(cpus: int) -> ResourceLimits:
+    """What a VMM with so many processors may use."""
+    return ResourceLimits(PRIVATE_MIB + cpus * VCPU_PRIVATE_MIB, THREADS, DESCRIPTORS)
 
 
 def _build(name: str, virtio_type: int, slot: int, queues: int, queue_size: int) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from duovisor.hypervisor.qemu.console import CONSOLE_LOG, QMP_SOCKET
 from duovisor.hypervisor.qemu.nics import nic_backend
 from duovisor.hypervisor.qmp import Qmp
 from duovisor.hypervisor.thin_plan import STATE
+from duovisor.hypervisor.vmm_files import open_files
 from duovisor.sandbox import build_sandbox_argv
 
 if TYPE_CHECKING:
@@ -33,8 +34,11 @@ if TYPE_CHECKING:
 
     from duovisor.hypervisor.plan import LaunchPlan
     from duovisor.hypervisor.qemu.hot_plug import Plug
+    from duovisor.hypervisor.thin_spare import Spare
     from duovisor.process import Record
     from duovisor.sandbox import SandboxTools
+
+    TakeSpare = Callable[[LaunchPlan, SandboxTools], Spare]
 
 CHANNELS = "channels"
 START_TIMEOUT_S = 30.0
@@ -124,16 +128,25 @@ class Vmm:
         die_with_owner: bool,
         record: Record | None = None,
         taps: Mapping[str, int] = NO_TAPS,
+        take_spare: TakeSpare | None = None,
     ) -> None:
         """Start the process, which appends what its guest prints to ``console_log`` and inherits ``taps``.
 
-        ``die_with_owner``: it ends with this one. ``record`` is told of it before its program begins. Raises
-        ``ProgramNotFoundError``, ``HypervisorError`` when the log cannot be opened.
+        ``die_with_owner``: it ends with this one. ``record`` is told of it before its program begins.
+        ``take_spare`` gives a process that waits for such a plan. Raises ``ProgramNotFoundError``,
+        ``VmmStartError``, ``HypervisorError`` when the log or a file cannot be opened.
         """
         self.lifecycle.enter(State.STARTING)
-        with open_console_log(console_log) as log:
+        with open_console_log(console_log) as log, open_files(self.plan.files) as files:
             descriptors = {name: listener.fileno() for name, listener in self._listeners.items()}
-            descriptors |= {CONSOLE_LOG: log, **taps}
+            descriptors |= {CONSOLE_LOG: log, **files, **taps}
+            if self.plan.sandbox is not None and self._tools is not None and take_spare is not None:
+                spare = take_spare(self.plan, self._tools)
+                self.process = spare.assign(self.plan, descriptors, self.run_dir / "vmm.log", record)
+                if die_with_owner:
+                    self.process.guard()
+                self._close_listeners()
+                return
             self.process = process.start(
                 self._full_argv(descriptors),
                 role="vmm",

@@ -83,6 +83,7 @@ class MicroVmm:
         state: Path | None = None,
         control: str = "qmp",
         incoming: bool = False,
+        kernel: Path | None = None,
         **config: Any,
     ) -> None:
         image, memory, self.path = folder / "image", folder / "memory", folder / f"{control}.sock"
@@ -96,12 +97,17 @@ class MicroVmm:
         listener.listen()
         self._debug, debug = os.pipe()
         fields = {
-            "name": "micro", "cpus": cpus, "cpu_model": "host", "memory": str(memory), "kernel": str(image),
-            "memory_mib": MEMORY_MIB, "initrd": None, "command_line": "", "devices": [], **config,
+            "name": "micro", "cpus": cpus, "cpu_model": "host", "memory_mib": MEMORY_MIB, "command_line": "",
+            "devices": [], **config,
         }  # fmt: skip
-        inherited: dict[str, int] = {"qmp": listener.fileno(), "debug": debug}
+        files = {"kvm": Path("/dev/kvm"), "memory": memory, "kernel": kernel or image}
         if state is not None:
-            inherited["state"] = os.open(state, os.O_RDONLY)
+            files["state"] = state
+        opened = {
+            name: os.open(path, os.O_RDWR if name in ("kvm", "memory") else os.O_RDONLY)
+            for name, path in files.items()
+        }
+        inherited: dict[str, int] = {"qmp": listener.fileno(), "debug": debug, **opened}
         self.process = subprocess.Popen(
             [
                 sys.executable, "-S", "-m", "duovisor.hypervisor.thin", "--config", json.dumps(fields),
@@ -112,9 +118,8 @@ class MicroVmm:
             stderr=subprocess.PIPE,
             env={"PYTHONPATH": str(Path(duovisor.__file__).parents[1])},
         )  # fmt: skip
-        os.close(debug)
-        if state is not None:
-            os.close(inherited["state"])
+        for descriptor in (debug, *opened.values()):
+            os.close(descriptor)
         listener.close()
         self.control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.control.settimeout(TIMEOUT_S)

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import resource
-import tempfile
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
-from itertools import pairwise
-from pathlib import Path
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-import pytest_asyncio
-from tests.contract.thin_vmm.micro_guest import TICKING, build_image
+from tests.contract.thin_vmm.lab import DISK_BYTES, OLD, find_gaps
 
 from duovisor.controlling.snapshots.errors import (
     SnapshotExistsError,
@@ -22,112 +16,16 @@ from duovisor.controlling.snapshots.errors import (
     SnapshotNotFoundError,
     SnapshotRefusedError,
 )
-from duovisor.controlling.store.memory import open_memory_store
 from duovisor.controlling.vms.documents import Intent
-from duovisor.controlling.vms.manager import VmManager
-from duovisor.controlling.vms.records import Autostart
-from duovisor.directories import Directories
-from duovisor.hardware.capabilities import read_capabilities
-from duovisor.hardware.kvm import KvmProbe, KvmState
 from duovisor.hypervisor.errors import WrongStateError
 from duovisor.hypervisor.lifecycle import State
-from duovisor.spec.loading import build_spec
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
 
-    from duovisor.controlling.store.interface import Store
-    from duovisor.controlling.vms.records import VmEvent
-    from duovisor.hardware.capabilities import HostCapabilities
+    from tests.contract.thin_vmm.lab import Lab
 
-OLD, NEW = b"before" * 1000, b"after!" * 1000
-DISK_BYTES = 1 << 20
-
-
-class Lab:
-    """One host: folders, a store that outlives managers, a VM whose guest counts for ever."""
-
-    def __init__(self, root: Path, store: Store, capabilities: HostCapabilities) -> None:
-        self.root = root
-        self.directories = Directories(root / "state", root / "run", root / "cache")
-        self.store = store
-        self.capabilities = capabilities
-        self.events: list[VmEvent] = []
-        self.disk = root / "disk.raw"
-        (root / "kernel").write_bytes(build_image(TICKING))
-        self.disk.write_bytes(OLD)
-        os.truncate(self.disk, DISK_BYTES)
-        self.directories.state.mkdir()
-
-    @property
-    def kinds(self) -> list[str]:
-        return [event.kind.value for event in self.events]
-
-    @asynccontextmanager
-    async def managed(self) -> AsyncIterator[VmManager]:
-        manager = VmManager(
-            self.store, self.directories, self.events.append, capabilities=lambda: self.capabilities
-        )
-        await manager.open()
-        await manager.recover()
-        try:
-            yield manager
-        finally:
-            await manager.close()
-
-    async def define(self, manager: VmManager, **changes: object) -> None:
-        document = {
-            "name": "vm", "memory_mib": 64, "design": "microkernelized", "accelerator": "kvm", "vmm": "thin",
-            "firmware": "direct-kernel", "kernel": {"path": str(self.root / "kernel")},
-            "disks": [{"path": str(self.disk)}], **changes,
-        }  # fmt: skip
-        await manager.create(build_spec(document), Autostart())
-
-    async def wait_ticks(self, manager: VmManager, count: int) -> bytes:
-        """All that the guest said, once that is so much."""
-        async with asyncio.timeout(60):
-            while len(said := await manager.read_console_log("vm", 1 << 20)) < count:
-                await asyncio.sleep(0.02)
-        return said
-
-    async def wait_more(self, manager: VmManager) -> bytes:
-        """The same once it has said a good deal more."""
-        return await self.wait_ticks(manager, len(await manager.read_console_log("vm", 1 << 20)) + 64)
-
-
-@pytest.fixture
-def capabilities(tmp_path: Path) -> HostCapabilities:
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        pytest.skip("there is no KVM that this user may open")
-    found = read_capabilities(tmp_path / "cache")
-    if not found.sandbox.works:
-        pytest.skip(f"no sandbox here: {found.sandbox.reason}")
-    device = found.dev_kvm
-    if device is not None and found.is_root and not device.mode & 0o006 and not device.opens_to_its_group:
-        pytest.skip("/dev/kvm opens to root alone, which the sandboxed VMM is not")
-    return replace(found, kvm=KvmProbe(KvmState.WORKS, "for guests of a few bytes"))
-
-
-@pytest.fixture
-def short_path() -> Iterator[Path]:
-    """A Unix socket's path may have 107 bytes."""
-    with tempfile.TemporaryDirectory(prefix="dvt-", dir="/tmp") as name:
-        yield Path(name)
-
-
-@pytest_asyncio.fixture
-async def lab(short_path: Path, capabilities: HostCapabilities) -> AsyncIterator[Lab]:
-    async with open_memory_store() as store:
-        lab = Lab(short_path, store, capabilities)
-        yield lab
-        async with lab.managed() as manager:
-            if (await manager.get("vm")).status.pid is not None:
-                await manager.stop("vm")
-
-
-def find_gaps(said: bytes) -> int:
-    """How often a letter does not follow the one before."""
-    return sum((b - a) % 16 != 1 for a, b in pairwise(said))
+NEW = b"after!" * 1000
 
 
 async def test_back_to_where_it_was(lab: Lab) -> None:

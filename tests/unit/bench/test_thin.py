@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from bench.thin import build_lines, count_code_lines, list_module_files, summarize
+from bench.thin import GOALS, build_lines, count_code_lines, count_lines, list_module_files, summarize
 
 
 def measured(start_s: float, boot_s: float, memory_mib: float) -> dict[str, float]:
@@ -45,3 +45,8 @@ def test_the_vmm_imports_what_it_is_made_of() -> None:
     names = {path.name for path in list_module_files()}
     assert {"machine.py", "channel_device.py", "frontend_link.py"} <= names
     assert not names & {"vm.py", "frontend.py", "backend.py"}
+
+
+def test_the_vmm_stays_small() -> None:
+    lines = count_lines()
+    assert lines <= GOALS["lines"], f"{lines} lines of Python run in the thin VMM's process: too many to read"

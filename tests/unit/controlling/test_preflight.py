@@ -13,6 +13,7 @@ from tests.unit.hardware.test_check import build_capabilities
 from duovisor.controlling.errors import BootFileError, HostLacksError, MemoryTooLargeError
 from duovisor.controlling.preflight import (
     check_boot_files,
+    check_kvm_device,
     check_memory,
     choose_accelerator,
     find_kvm_gids,
@@ -22,7 +23,7 @@ from duovisor.hardware.capabilities import DevKvm
 from duovisor.hardware.errors import AcceleratorUnavailableError
 from duovisor.hardware.sandboxing import SandboxProbe
 from duovisor.spec.loading import build_spec
-from duovisor.spec.vm import Design, VirtualMachineSpec
+from duovisor.spec.vm import Accelerator, Design, VirtualMachineSpec
 
 
 def build(**fields: Any) -> VirtualMachineSpec:
@@ -75,11 +76,12 @@ def test_accelerator() -> None:
 def test_kvm_is_opened_through_its_group(mode: int, gids: tuple[int, ...]) -> None:
     host = replace(build_capabilities(XEON), dev_kvm=DevKvm(mode=mode, uid=0, gid=104))
     assert find_kvm_gids(host) == gids
-    choose_accelerator(build(design="monolithic"), host)
+    check_kvm_device(build(design="monolithic"), host, Accelerator.KVM)
     confined = build(design="microkernelized")
     if mode == 0o600:
         with pytest.raises(HostLacksError, match=r"cannot open /dev/kvm \(mode 600\)"):
-            choose_accelerator(confined, host)
+            check_kvm_device(confined, host, Accelerator.KVM)
     else:
-        assert choose_accelerator(confined, host).accelerator == "kvm"
+        check_kvm_device(confined, host, Accelerator.KVM)
+    check_kvm_device(confined, host, Accelerator.TCG)
     assert find_kvm_gids(replace(host, dev_kvm=None)) == ()

@@ -71,7 +71,7 @@ def test_processors_are_of_the_wanted_model() -> None:
 
 
 def number_descriptors(plan: LaunchPlan) -> dict[str, int]:
-    names = (*plan.sockets, "console-log", "state")
+    names = (*plan.sockets, *(name for name, _ in plan.files), "console-log", "state")
     return {name: number for number, name in enumerate(names, start=10)}
 
 
@@ -82,7 +82,11 @@ def test_the_process_understands_its_plan() -> None:
     assert argv[:7] == ("/usr/bin/python3.11", "-S", "-s", "-P", "-B", "-m", "duovisor.hypervisor.thin")
     config = parse_arguments(argv[7:])
     assert (config.name, config.cpus, config.memory_mib) == ("web", 4, 1024)
-    assert (config.memory, config.kernel, config.initrd) == ("/memory", "/kernel", "/initrd")
+    assert plan.files == (
+        ("kvm", Path("/dev/kvm")), ("memory", PATHS.memory_file), ("kernel", Path("/boot/vmlinuz")),
+        ("initrd", Path("/boot/initrd.img")),
+    )  # fmt: skip
+    assert all(config.descriptors[name] == numbers[name] for name, _ in plan.files)
     assert config.command_line == "quiet console=hvc0"
     assert config.descriptors["qmp"] == numbers["qmp"]
     assert config.descriptors["debug"] == numbers["console-log"]
@@ -103,19 +107,15 @@ def test_a_restored_one_inherits_a_state() -> None:
     assert "state" not in plan.sockets
 
 
-def test_the_sandbox_shows_what_the_process_needs_and_nothing_of_the_disks() -> None:
-    plan = build_thin(make_spec(), Accelerator.KVM, PATHS, (104,))
+def test_the_sandbox_shows_the_program_and_nothing_of_the_machine() -> None:
+    plan = build_thin(make_spec(), Accelerator.KVM, PATHS)
     assert plan.sandbox is not None
-    assert plan.sandbox.devices == ("/dev/kvm",)
-    assert plan.sandbox.gids == (104,)
-    assert plan.sandbox.writable == ((PATHS.memory_file, "/memory"),)
+    assert (plan.sandbox.devices, plan.sandbox.gids, plan.sandbox.writable) == ((), (), ())
     command = build_sandbox_argv(plan.sandbox, TOOLS, plan.argv)
     before_program = command[: command.index("duovisor.hypervisor.thin")]
-    assert not [word for word in before_program if "/disks" in word]
+    assert not [word for word in before_program if "/disks" in word or "/boot" in word]
     for source, target in (
         (PATHS.package, "/packages/duovisor"),
-        (Path("/boot/vmlinuz"), "/kernel"),
-        (Path("/boot/initrd.img"), "/initrd"),
         (Path("/usr/lib/python3.11"), "/usr/lib/python3.11"),
     ):
         assert (source, target) in plan.sandbox.read_only

@@ -17,6 +17,7 @@ from duovisor.controlling.resources.limits import (
 )
 from duovisor.controlling.resources.scope import NAME, ScopeError, build_scope_argv, start_scope
 from duovisor.process import ProcessError
+from duovisor.process_identity import read_children
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,7 +59,8 @@ class VmGroup:
         try:
             group_folder.remove_empty_children(self.folder)
             leaf.mkdir()
-            group_folder.add_process(leaf, pid)
+            for each in (pid, *read_children(pid)):  # in a sandbox that waited, the program is there
+                group_folder.add_process(leaf, each)
             self._relieve_holder(self.folder)
             group_folder.write_limits(leaf, self._limits.get(role, self._helper_limits))
         except ProcessLookupError:

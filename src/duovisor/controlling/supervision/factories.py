@@ -1,4 +1,4 @@
-"""The processes that driver partitions are forked from: one for each code that drivers of this owner run."""
+"""Processes that are ready beforehand: those that driver partitions are forked from, and a thin VMM."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ import asyncio
 import itertools
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from duovisor.controlling.partitions.factory import Modules, PartitionFactory, read_code_digest
+from duovisor.hypervisor.thin_spare import Spare, SpareKind, find_kind
+
+if TYPE_CHECKING:
+    from duovisor.hypervisor.plan import LaunchPlan
+    from duovisor.sandbox import SandboxTools
 
 _NUMBERS = itertools.count()
 
@@ -37,6 +43,8 @@ class Factories:
         self._current: dict[Modules, PartitionFactory] = {}
         self._replaced: dict[tuple[Modules, str], PartitionFactory] = {}
         self._lock = asyncio.Lock()
+        self._vmm: Spare | None = None
+        self._vmm_kind: SpareKind | None = None
 
     async def get(self, modules: Modules = Modules.USUAL) -> PartitionFactory:
         """The factory of drivers that need these modules. Raises ``PartitionError``."""
@@ -59,17 +67,44 @@ class Factories:
                 current = self._current[modules] = fresh
             return current
 
+    def take_vmm(self, plan: LaunchPlan, tools: SandboxTools) -> Spare:
+        """A thin VMM's process for this plan: the one that waits if it fits, or a new one.
+
+        Raises ``ProgramNotFoundError``.
+        """
+        self._vmm_kind = find_kind(plan, tools)
+        waiting, self._vmm = self._vmm, None
+        if waiting is not None and waiting.kind == self._vmm_kind and not waiting.has_ended:
+            return waiting
+        if waiting is not None:
+            waiting.discard()
+        return Spare(self._vmm_kind, self._name_log("vmm"))
+
+    def prepare_vmm(self) -> None:
+        """Have a process wait for the next machine on the thin VMM, where there was one before.
+
+        Raises ``ProgramNotFoundError``.
+        """
+        if self._vmm is None and self._vmm_kind is not None:
+            self._vmm = Spare(self._vmm_kind, self._name_log("vmm"))
+
     async def close(self) -> None:
         """End the factories; their partitions live on unless they end with their owner."""
+        if self._vmm is not None:
+            self._vmm.discard()
+            self._vmm = None
         for factory in (*self._replaced.values(), *self._current.values()):
             await factory.close()
         self._replaced.clear()
         self._current.clear()
 
     async def _start(self, modules: Modules) -> PartitionFactory:
-        self._runtime.mkdir(parents=True, exist_ok=True, mode=0o700)
-        log = self._runtime / f"factory.{os.getpid()}.{next(_NUMBERS)}.log"
+        log = self._name_log("partitions")
         try:
             return await PartitionFactory.start(log=log, end_with_owner=self._end_with_owner, modules=modules)
         finally:
             log.unlink(missing_ok=True)  # of use only for why it did not start
+
+    def _name_log(self, what: str) -> Path:
+        self._runtime.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return self._runtime / f"factory.{os.getpid()}.{what}-{next(_NUMBERS)}.log"

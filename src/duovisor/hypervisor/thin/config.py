@@ -16,22 +16,19 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-CONTROL = "qmp"
-DEBUG = "debug"
-STATE = "state"
+CONTROL, DEBUG, STATE = "qmp", "debug", "state"
+KVM, MEMORY, KERNEL, INITRD = "kvm", "memory", "kernel", "initrd"
+NEEDED = (CONTROL, KVM, MEMORY, KERNEL)
 MEMORY_MIB_MIN = 32
 
 
 class Config(NamedTuple):
-    """What to run. Paths are as the sandbox shows them; ``devices`` have descriptors in place of sockets."""
+    """What to run; it opens nothing itself, ``descriptors`` has the number of each thing by its name."""
 
     name: str
     cpus: int
     cpu_model: str
-    memory: str
     memory_mib: int
-    kernel: str
-    initrd: str | None
     command_line: str
     devices: tuple[DeviceConfig, ...]
     descriptors: dict[str, int]
@@ -75,8 +72,8 @@ def parse_config(document: str, descriptors: dict[str, int]) -> Config:
         raise ThinConfigError(f"{config.cpus} processors cannot be had: 1 to {MAX_CPUS}")
     if config.memory_mib < MEMORY_MIB_MIN:
         raise ThinConfigError(f"{config.memory_mib} MiB of memory are too few: {MEMORY_MIB_MIN} at least")
-    if CONTROL not in descriptors:
-        raise ThinConfigError("there is no descriptor for the control socket")
+    if missing := [name for name in NEEDED if name not in descriptors]:
+        raise ThinConfigError(f"there is no descriptor for {', '.join(missing)}")
     return config
 
 

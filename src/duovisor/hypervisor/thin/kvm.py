@@ -63,11 +63,13 @@ def call(
 
 
 class Kvm:
-    """The open ``/dev/kvm``. Raises ``KvmError`` when it is not there, too old, or lacks what is needed."""
+    """``/dev/kvm``, or its descriptor. Raises ``KvmError`` when it is not there, or lacks what is needed."""
 
-    def __init__(self, device: str = DEVICE) -> None:
+    def __init__(self, device: str | int = DEVICE) -> None:
         try:
-            self._descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+            self._descriptor = (
+                device if isinstance(device, int) else os.open(device, os.O_RDWR | os.O_CLOEXEC)
+            )
         except OSError as error:
             raise KvmError(f"cannot open {device}: {error.strerror}") from error
         try:

@@ -11,10 +11,11 @@ import time
 from duovisor.hypervisor.errors import HypervisorError
 from duovisor.hypervisor.thin import acpi, boot, layout, processors
 from duovisor.hypervisor.thin.bus import Bus
+from duovisor.hypervisor.thin.config import DEBUG, INITRD, KERNEL, KVM, MEMORY
 from duovisor.hypervisor.thin.cpu_model import DENIED_MSRS, build_cpuid
 from duovisor.hypervisor.thin.devices import build_devices
 from duovisor.hypervisor.thin.entry_state import write_defaults, write_entry
-from duovisor.hypervisor.thin.errors import BootImageError, KvmError
+from duovisor.hypervisor.thin.errors import KvmError
 from duovisor.hypervisor.thin.interrupts import GuestNotifications, InterruptRoutes
 from duovisor.hypervisor.thin.kvm import Kvm
 from duovisor.hypervisor.thin.kvm_vcpu import Vcpu
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from duovisor.channel.event_loop import EventLoop
     from duovisor.hypervisor.thin.config import Config
+    from duovisor.hypervisor.thin.kvm import VirtualMachine
     from duovisor.hypervisor.thin.ports import Device
 
     Emit = Callable[[str, dict[str, Any]], None]
@@ -47,31 +49,24 @@ SHUT_DOWN, PANICKED, FAILED = "shutdown", "guest-panicked", "internal-error"
 class Machine:
     """A virtual machine, stopped before its first instruction until ``cont``. Raises ``DuovisorError``."""
 
-    def __init__(self, config: Config, loop: EventLoop, emit: Emit) -> None:
+    def __init__(self, config: Config, loop: EventLoop, emit: Emit, vm: VirtualMachine | None = None) -> None:
         self.status = INCOMING if config.is_incoming else PRELAUNCH
         self._emit = emit
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._clock_ns: int | None = None
         try:
-            self._build(config, loop)
+            self._build(config, loop, vm or create_vm(config.descriptors[KVM]))
         except OSError as error:
             raise KvmError(f"KVM refuses the machine: {error.strerror}") from error
         loop.watch(self._wake, self._on_happening)
 
-    def _build(self, config: Config, loop: EventLoop) -> None:
+    def _build(self, config: Config, loop: EventLoop, vm: VirtualMachine) -> None:
         self.config = config
-        self.kvm = Kvm()
-        self.vm = self.kvm.create_vm()
-        self.vm.set_internal_pages(layout.KVM_PAGES)
-        self.vm.create_irqchip()
-        self.vm.set_msr_filter(DENIED_MSRS)
-        self.memory = Memory(open_file(config.memory, os.O_RDWR), config.memory_mib << 20)
+        given = config.descriptors
+        self.vm = vm
+        self.memory = Memory(given[MEMORY], config.memory_mib << 20)
         self.memory.attach(self.vm)
-        self._files = boot.BootFiles(
-            open_file(config.kernel),
-            open_file(config.initrd) if config.initrd else None,
-            config.command_line,
-        )
+        self._files = boot.BootFiles(given[KERNEL], given.get(INITRD), config.command_line)
         self.memory_space, self.io_space = Bus(), Bus()
         self.interrupts = InterruptRoutes(self.vm)
         self.vcpus = self._create_vcpus(config)
@@ -90,7 +85,7 @@ class Machine:
         self._pristine = save_hardware(self)
 
     def _create_vcpus(self, config: Config) -> list[Vcpu]:
-        offered = self.kvm.read_cpuid()
+        offered = self.vm.kvm.read_cpuid()
         vcpus = []
         for index in range(config.cpus):
             vcpu = Vcpu(self.vm, index)
@@ -104,7 +99,7 @@ class Machine:
         power = PowerPorts(lambda: happen(processors.RESET), lambda: happen(processors.SHUTDOWN))
         self.io_space.add(layout.POWER_PORT, layout.POWER_PORTS, power)
         self.io_space.add(layout.PANIC_PORT, 1, PanicPort(lambda: happen(processors.PANIC)))
-        if (debug := config.descriptors.get("debug")) is not None:
+        if (debug := config.descriptors.get(DEBUG)) is not None:
             self.io_space.add(layout.DEBUG_PORT, layout.DEBUG_PORTS, DebugPort(debug))
         self._button = PowerButton(self.interrupts)
 
@@ -236,9 +231,16 @@ class Machine:
                 self._halt(FAILED)
 
 
-def open_file(path: str, flags: int = os.O_RDONLY) -> int:
-    """The descriptor of a file. Raises ``BootImageError``."""
+def create_vm(kvm: int) -> VirtualMachine:
+    """What all machines have in common, of ``/dev/kvm``'s descriptor. Raises ``KvmError``.
+
+    It may wait here for its machine: the filter alone takes KVM some 20 ms, in which it waits for itself.
+    """
     try:
-        return os.open(path, flags | os.O_CLOEXEC)
+        vm = Kvm(kvm).create_vm()
+        vm.set_internal_pages(layout.KVM_PAGES)
+        vm.create_irqchip()
+        vm.set_msr_filter(DENIED_MSRS)
     except OSError as error:
-        raise BootImageError(f"cannot open {path}: {error.strerror}") from error
+        raise KvmError(f"KVM refuses the machine: {error.strerror}") from error
+    return vm
