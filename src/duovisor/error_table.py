@@ -72,6 +72,7 @@ MEANINGS: dict[str, Meaning] = {
     "revision-conflict": Meaning(412, 4),
     "busy": _CONFLICT,
     "shutdown-timeout": _TIMED_OUT,
+    "no-graphics": Meaning(409, 2),
     "vm-change-refused": _WRONG_REQUEST,
     "memory-too-large": _HOST_CANNOT,
     "disk-file": Meaning(409, 2),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from duovisor.controlling.snapshots.errors import SnapshotExistsError, SnapshotN
 from duovisor.controlling.supervision.records import DeviceState, DriverStatus, Replacement
 from duovisor.controlling.vms.errors import (
     DeviceNotFoundError,
+    GraphicsMissingError,
     RevisionConflictError,
     ShutdownTimeoutError,
     VmNameInUseError,
@@ -101,6 +103,7 @@ class FakeVmManager:
         self._emit = emit
         self._vms: dict[str, VmView] = {}
         self._consoles: dict[str, FakeConsole] = {}
+        self._screens: set[asyncio.Task[None]] = set()
         self._snapshots: dict[tuple[str, str], SnapshotView] = {}
         self._revision = 100
 
@@ -299,6 +302,31 @@ class FakeVmManager:
         if name not in self._vms:
             raise VmNotFoundError(f"there is no VM {name!r}")
         return self._consoles.setdefault(name, FakeConsole(name))
+
+    async def require_screen(self, name: str) -> None:
+        vm = await self.get(name)
+        if not vm.record.spec.graphics:
+            raise GraphicsMissingError(f"{name} has no screen")
+
+    async def open_screen(self, name: str) -> socket.socket:
+        """A screen that answers with what it is sent, until it is sent a Q."""
+        await self.require_screen(name)
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+
+        async def echo() -> None:
+            reader, writer = await asyncio.open_connection(sock=theirs)
+            writer.write(b"RFB 003.008\n")
+            while (data := await reader.read(1 << 16)) and b"Q" not in data:
+                writer.write(data)
+            writer.close()
+
+        self._screens.add(asyncio.create_task(echo()))
+        return ours
+
+    async def take_screenshot(self, name: str) -> bytes:
+        await self.require_screen(name)
+        return b"\x89PNG\r\n\x1a\n"
 
     async def read_console_log(self, name: str, max_bytes: int) -> bytes:
         await self.get(name)

@@ -113,6 +113,7 @@ on_driver_failure = "pause"
 driver_hang_s = 5
 """,
     ),
+    Case("screen", ("--name", "web", "--accelerator", "tcg", "--graphics")),
     Case(
         "file",
         ("SPEC", "--forward", "8443:443"),

@@ -34,6 +34,8 @@ COMMANDS = {
     "attach-nic": ("vm_devices:attach_nic", "Give a VM a NIC, under its running guest."),
     "detach-nic": ("vm_devices:detach_nic", "Take a NIC from a VM."),
     "console": ("vm_console:console", "Attach to a VM's serial console; Ctrl-] leaves."),
+    "screenshot": ("vm_screen:screenshot", "Save a picture of a VM's screen."),
+    "vnc": ("vm_screen:vnc", "Show where a VM's screen can be looked at, once."),
     "log": ("vm_console:log", "Show what a VM's guest printed."),
     "anatomy": ("vm_anatomy:anatomy", "Show a VM's three layers: processes, drivers, host access."),
 }

@@ -78,6 +78,9 @@ _OPTIONS = (
         default=None,
         help="A port for qemu-guest-agent: shutdown, addresses, time, freezing file systems.",
     ),
+    click.option(
+        "--graphics", is_flag=True, default=None, help="A screen, keyboard and pointer, seen by VNC."
+    ),
     click.option("--kernel", type=click.Path(), help="Linux kernel to boot without firmware."),
     click.option("--initrd", type=click.Path(), help="Its initial RAM disk."),
     click.option("--append", help="Its command line."),
@@ -101,7 +104,7 @@ def build_document(base: Mapping[str, Any], options: Mapping[str, Any]) -> dict[
     for key in ("name", "design", "cpus", "cpu_model", "memory", "accelerator", "vmm", "firmware"):
         if options[key] is not None:
             document[key] = options[key]
-    for key in ("tpm", "guest_agent"):
+    for key in ("tpm", "guest_agent", "graphics"):
         if options[key]:
             document[key] = True
     if options["secure_boot"]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from duovisor.hypervisor.plan import LaunchPlan, VmmPaths
-from duovisor.hypervisor.qemu import console, devices, disks, firmware, machine, nics, pci, tpm
+from duovisor.hypervisor.qemu import console, devices, disks, firmware, machine, nics, pci, screen, tpm
 from duovisor.sandbox import ResourceLimits, Sandbox, uid_of
 from duovisor.spec.vm import Accelerator, Design, Firmware
 
@@ -51,6 +51,7 @@ def build_launch_plan(
         *nics.build_nics(spec, qemu, accelerator),
         *devices.build_devices(spec, qemu, paths.device_types),
         *tpm.build_tpm(spec),
+        *screen.build_screen(spec),
         *console.build_monitor(),
         *console.build_console(),
         *console.build_ports(spec),

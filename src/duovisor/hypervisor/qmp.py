@@ -140,11 +140,19 @@ class Qmp:
 
     async def getfd(self, name: str, descriptor: int) -> None:
         """Give the VMM a copy of a descriptor of ours, which it knows by ``name`` until it uses it."""
+        self._send_descriptor(descriptor)
+        await self.execute("getfd", fdname=name)
+
+    async def add_fd(self, fdset: int, descriptor: int) -> None:
+        """Give the VMM a copy of a descriptor of ours, which it opens as ``/dev/fdset/N``."""
+        self._send_descriptor(descriptor)
+        await self.execute("add-fd", **{"fdset-id": fdset})
+
+    def _send_descriptor(self, descriptor: int) -> None:
         try:
             self._client.send_fd_scm(descriptor)
         except (QMPError, OSError, AssertionError) as error:
             raise VmmGoneError(f"{self.name}: the VMM takes no descriptor") from error
-        await self.execute("getfd", fdname=name)
 
     async def save_machine(self, descriptor: str) -> None:
         """Have a stopped thin VMM write its state to the descriptor that it was sent by this name."""

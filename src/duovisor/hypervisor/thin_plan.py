@@ -86,6 +86,8 @@ def find_obstacle(spec: VirtualMachineSpec, accelerator: Accelerator) -> str | N
         return f"the thin VMM loads a kernel itself and has no {spec.firmware.upper()}"
     if spec.tpm:
         return "the thin VMM has no TPM"
+    if spec.graphics:
+        return "the thin VMM has no screen"
     if spec.cpus > CPUS_MAX:
         return f"the thin VMM has at most {CPUS_MAX} processors, not {spec.cpus}"
     if spec.memory_mib < MEMORY_MIB_MIN:

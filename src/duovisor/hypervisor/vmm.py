@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from duovisor import process
-from duovisor.hypervisor import plugging
+from duovisor.hypervisor import plugging, screen
 from duovisor.hypervisor.errors import HypervisorError, QmpTimeoutError, VmmGoneError, VmmStartError
 from duovisor.hypervisor.lifecycle import ENDED, Lifecycle, State
 from duovisor.hypervisor.migration import handover
@@ -420,6 +420,19 @@ class Vmm:
         self.lifecycle.require({State.PAUSED}, "save the state of")
         await self._qmp.getfd(STATE, descriptor)
         await self._qmp.save_machine(STATE)
+
+    async def open_screen(self) -> socket.socket:
+        """A connection to the VNC server of one that has a screen; see ``hypervisor.screen``.
+
+        Raises ``WrongStateError`` or ``QmpError``.
+        """
+        self.lifecycle.require(LIVE, "look at the screen of")
+        return await screen.open_screen(self._qmp)
+
+    async def take_picture(self) -> bytes:
+        """What its screen shows, as PNG. Raises ``WrongStateError`` or ``QmpError``."""
+        self.lifecycle.require(LIVE, "look at the screen of")
+        return await screen.take_picture(self._qmp)
 
     async def set_link(self, nic: str, *, up: bool) -> None:
         """Plug the cable of a network card in or out. Raises ``WrongStateError`` or ``QmpError``."""

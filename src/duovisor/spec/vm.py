@@ -401,6 +401,7 @@ class VirtualMachineSpec(SpecModel):
     firmware: Firmware = Firmware.BIOS
     secure_boot: bool = False
     tpm: bool = False
+    graphics: bool = False
     kernel: KernelSpec | None = None
     disks: tuple[DiskSpec, ...] = Field(default=(), max_length=MAX_DISKS)
     nics: tuple[NicSpec, ...] = Field(default=(), max_length=MAX_NICS)

@@ -56,7 +56,7 @@ HAD = {
     "ports",
     "guest_agent",
 }
-REFUSED = {"design", "accelerator", "firmware", "secure_boot", "tpm"}
+REFUSED = {"design", "accelerator", "firmware", "secure_boot", "tpm", "graphics"}
 OF_OTHERS = {"vmm"}
 
 
@@ -126,6 +126,8 @@ def test_the_sandbox_shows_the_program_and_nothing_of_the_machine() -> None:
     [
         ({"design": "monolithic", "devices": []}, "has no drivers inside"),
         ({"firmware": "bios", "kernel": None}, "has no BIOS"),
+        ({"graphics": True}, "has no screen"),
+        ({"tpm": True}, "has no TPM"),
         ({"cpus": 17}, "at most 16 processors, not 17"),
         ({"memory_mib": 16}, "at least 32 MiB of memory, not 16"),
         ({"nics": [{}]}, "has no user network"),

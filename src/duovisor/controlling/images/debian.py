@@ -25,7 +25,7 @@ SUITE = "bookworm"
 USER = "debian"  # cloud-init's default user in Debian
 SIZE_BYTES = 2048 * MIB
 INSTALL_TIMEOUT_S = 1800.0
-CONSOLES = "console=tty0 console=ttyS0"
+CONSOLES = "console=tty0 console=ttyS0 quiet"
 DISK, KERNEL, INITRD = "disk.raw", "vmlinuz", "initrd.img"
 
 PACKAGES = (
@@ -47,7 +47,8 @@ _FILES = {
 # the seed is a disk; nothing is asked of the network
 datasource_list: [NoCloud, None]
 ssh_genkeytypes: [ed25519, ecdsa]
-apt_preserve_sources_list: true
+locale: C.UTF-8
+apt: {preserve_sources_list: true}
 """,
     "etc/initramfs-tools/conf.d/duovisor": "COMPRESS=zstd\n",
     "etc/default/grub.d/duovisor.cfg": f'GRUB_TIMEOUT=0\nGRUB_CMDLINE_LINUX="{CONSOLES}"\n',
@@ -84,6 +85,8 @@ def build_debian(folder: Path, progress: Callable[[str], None]) -> None:
         for path in root.glob(pattern):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     (root / "etc/fstab").write_text(f"UUID={identity.root} / ext4 rw,errors=remount-ro 0 1\n")
+    # cloud-init writes what it is told for networkd, which Debian does not start by itself
+    process.run(["chroot", str(root), "systemctl", "enable", "systemd-networkd"])
     progress("making its initial RAM disk")
     process.run(["chroot", str(root), "update-initramfs", "-c", "-k", "all"], timeout_s=INSTALL_TIMEOUT_S)
     _link_boot_files(root)

@@ -10,6 +10,7 @@ from fastapi import Depends
 from starlette.requests import HTTPConnection  # noqa: TC002  # FastAPI reads the annotation at run time
 
 from duovisor.controlling.service.metrics import RequestCounts
+from duovisor.controlling.service.tickets import Tickets
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -45,6 +46,7 @@ class Service:
     started_at: datetime
     start_s: float
     requests: RequestCounts = field(default_factory=RequestCounts)
+    tickets: Tickets = field(default_factory=Tickets)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
 

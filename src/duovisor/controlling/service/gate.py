@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 PUBLIC = frozenset({"/v1/health", "/openapi.json"})
 MAX_BODY_BYTES = 1 << 20
 UPLOAD_PATH = re.compile(r"/v1/(volumes/[^/]+|images)/[^/]+/content")
-IDENTITY_KEY = "identity"
+SCREEN_PATH = re.compile(r"/v1/vms/([^/]+)/vnc")
+IDENTITY_KEY, TICKET_KEY = "identity", "ticket"
 
 
 class Gatekeeper:
@@ -96,8 +97,15 @@ class Gate:
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         connection = HTTPConnection(scope)
         state = scope.setdefault("state", {})
+        screen = SCREEN_PATH.fullmatch(scope["path"]) if scope["type"] == "websocket" else None
         if scope["path"] not in PUBLIC:
             try:
+                if screen is not None and "ticket" in connection.query_params:
+                    secret = connection.query_params["ticket"]
+                    ticket = get_service(connection).tickets.redeem(secret, screen[1])
+                    state[TICKET_KEY], state[IDENTITY_KEY] = ticket, ticket.who
+                    await self._app(scope, receive, send)
+                    return
                 state[IDENTITY_KEY] = get_service(connection).gatekeeper.identify(
                     connection.headers.get("authorization"), state.get(STATE_KEY)
                 )

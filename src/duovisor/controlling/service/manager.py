@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     from duovisor.controlling.agent.answers import GuestInfo
@@ -108,5 +109,11 @@ class VmManager(Protocol):
     async def anatomy(self, name: str) -> Anatomy: ...
 
     def console(self, name: str) -> Console: ...
+
+    async def require_screen(self, name: str) -> None: ...
+
+    async def open_screen(self, name: str) -> socket.socket: ...
+
+    async def take_screenshot(self, name: str) -> bytes: ...
 
     async def read_console_log(self, name: str, max_bytes: int) -> bytes: ...

@@ -11,6 +11,7 @@
     ├── DeviceNotFoundError        device-not-found   the VM has no such device with a driver of its own
     ├── BusyError                  busy               another action on this VM is under way
     ├── ShutdownTimeoutError       shutdown-timeout   the guest did not shut down in time
+    ├── GraphicsMissingError       no-graphics        the VM has no screen
     └── VmChangeError              vm-change-refused  a change that cannot be meant
 """
 
@@ -49,6 +50,12 @@ class ShutdownTimeoutError(ControllingError):
     """The guest was asked to shut down and did not in time; it runs on."""
 
     code = "shutdown-timeout"
+
+
+class GraphicsMissingError(ControllingError):
+    """The VM has no screen that could be looked at."""
+
+    code = "no-graphics"
 
 
 class VmChangeError(ControllingError):

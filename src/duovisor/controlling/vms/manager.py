@@ -19,7 +19,12 @@ from duovisor.controlling.vms.autostart import run_autostart
 from duovisor.controlling.vms.boot import read_boot_id
 from duovisor.controlling.vms.definitions import Definitions, check_revision
 from duovisor.controlling.vms.documents import Intent
-from duovisor.controlling.vms.errors import BusyError, ShutdownTimeoutError, VmChangeError
+from duovisor.controlling.vms.errors import (
+    BusyError,
+    GraphicsMissingError,
+    ShutdownTimeoutError,
+    VmChangeError,
+)
 from duovisor.controlling.vms.guests import Guests
 from duovisor.controlling.vms.host_vms import HostVms
 from duovisor.controlling.vms.moves import Moves
@@ -41,6 +46,7 @@ from duovisor.hypervisor.errors import WrongStateError
 from duovisor.hypervisor.lifecycle import State
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterator
 
     from duovisor.controlling.agent.answers import GuestInfo
@@ -378,6 +384,29 @@ class VmManager:
         if vm is None:
             raise _not_running(name, "attach to the console of")
         return vm.machine.console
+
+    async def require_screen(self, name: str) -> None:
+        """Raises ``GraphicsMissingError`` unless the VM runs and has a screen."""
+        await self._require_screen(name)
+
+    async def open_screen(self, name: str) -> socket.socket:
+        """A connection to a running VM's screen (VNC), which the caller closes.
+
+        Raises ``GraphicsMissingError``.
+        """
+        return await (await self._require_screen(name)).machine.vmm.open_screen()
+
+    async def take_screenshot(self, name: str) -> bytes:
+        """What a running VM's screen shows, as PNG. Raises ``GraphicsMissingError``."""
+        return await (await self._require_screen(name)).machine.vmm.take_picture()
+
+    async def _require_screen(self, name: str) -> ActiveVm:
+        vm = await self._require_active(name, "look at the screen of")
+        if not vm.machine.spec.graphics:
+            raise GraphicsMissingError(
+                f"{name} has no screen", remedy=f"duovisor vm edit {name} --set graphics=true, and restart it"
+            )
+        return vm
 
     async def read_console_log(self, name: str, max_bytes: int) -> bytes:
         """The end of what the guest printed, in this run and those before."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from duovisor.spec.vm import MAX_DEVICES, MAX_DISKS, MAX_NICS
 
+SCREEN_SLOT, TABLET_SLOT = 0x01, 0x1D
 SERIAL_PORTS_SLOT = 0x02
 DEVICE_SLOTS = range(0x03, 0x03 + MAX_DEVICES)
 NIC_SLOTS = range(0x08, 0x08 + MAX_NICS)
