@@ -167,6 +167,12 @@ MEANINGS: dict[str, Meaning] = {
     "too-many-operations": Meaning(429, 4),
     "token-not-found": _NOT_FOUND,
     "token-exists": _CONFLICT,
+    # comparison: never in a reply, for it is a command's own
+    "comparison": _FAILED,
+    "comparison-folder": Meaning(409, 2),
+    "measure-failed": _FAILED,
+    "measure-skipped": _HOST_CANNOT,
+    "measured-service": _FAILED,
     # client: never in a reply, for it is about replies
     "service-address": _WRONG_REQUEST,
     "service-unreachable": Meaning(503, 6),

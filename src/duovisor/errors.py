@@ -7,7 +7,8 @@
     ├── HardwareError      hardware/errors.py     this machine cannot do it
     ├── HypervisorError    hypervisor/errors.py   a VMM failed or refused
     ├── ChannelError       channel/errors.py      a peer broke the vhost-user protocol
-    └── ControllingError   controlling/errors.py  storage, networks, partitions, images
+    ├── ControllingError   controlling/errors.py  storage, networks, partitions, images
+    └── ComparisonError    comparison/errors.py   a comparison of the designs cannot go on
 
 Each concrete error has a stable ``code`` (kebab-case); ``error_table.py`` says the HTTP status and exit code
 of each.

@@ -9,7 +9,7 @@ import pytest
 from tests.style.source_tree import LAYERS, Module, list_imports, read_modules
 
 FOUNDATION = "foundation"  # errors, process, directories and the other modules beside the packages
-PACKAGES = (*LAYERS, "spec", "client", "cli")
+PACKAGES = (*LAYERS, "spec", "client", "comparison", "cli")
 
 # who → whom it may import, besides itself; a module of the foundation can be named alone
 LAW = {
@@ -22,7 +22,8 @@ LAW = {
     "controlling.drivers": {"errors", "channel"},
     "controlling": {FOUNDATION, "spec", "hardware", "hypervisor", "channel", "controlling.drivers"},
     "client": {FOUNDATION, "spec"},
-    "cli": {FOUNDATION, "spec", "client", "hardware", "hypervisor", "controlling"},
+    "comparison": {FOUNDATION, "spec", "client", "hardware", "hypervisor", "controlling"},
+    "cli": {FOUNDATION, "spec", "client", "hardware", "hypervisor", "controlling", "comparison"},
 }
 # the imports of drivers are a guest-visible pause, those of the client a user-visible one, and those of the
 # thin VMM are all in each VM's own memory
@@ -91,6 +92,8 @@ def test_module_keeps_the_law(module: Module) -> None:
         ("client.connection", "import httpx"),
         ("controlling.drivers.image", "from cryptography import x509"),
         ("controlling.machine", "from duovisor.client.service import ServiceClient"),
+        ("controlling.machine", "from duovisor.comparison.plan import QUICK"),
+        ("comparison.rig", "from duovisor.cli.output import print_json"),
     ],
 )
 def test_the_law_sees_each_kind_of_violation(name: str, source: str) -> None:
@@ -104,6 +107,7 @@ def test_the_law_sees_each_kind_of_violation(name: str, source: str) -> None:
         ("controlling.drivers.block", "from duovisor.channel.device import VirtioDevice\nimport os"),
         ("cli.main", "from duovisor import __version__"),
         ("cli.vm_list", "from duovisor.client.service import vm_path"),
+        ("comparison.sidelined", "from duovisor.client.service import vm_path"),
         ("client.starting", "from duovisor.process import start"),
         ("hardware.qemu", "from duovisor import process"),
         ("hypervisor.thin.kvm", "from duovisor.hypervisor.errors import HypervisorError"),

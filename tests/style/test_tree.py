@@ -14,7 +14,7 @@ EMPTY_NAMES = {"util", "utils", "common", "base", "helper", "helpers", "misc"}
 MODULES = pytest.mark.parametrize("module", read_modules(), ids=lambda module: module.name or "duovisor")
 
 
-@pytest.mark.parametrize("layer", [*LAYERS, "spec", "client", "cli"])
+@pytest.mark.parametrize("layer", [*LAYERS, "spec", "client", "comparison", "cli"])
 def test_each_layer_has_a_short_law(layer: str) -> None:
     lines = (SOURCE / layer / "README.md").read_text().splitlines()
     assert lines[0].startswith(f"# {layer}: ")

@@ -17,6 +17,7 @@ from duovisor.errors import DuovisorError
 # noun → (module under duovisor.cli, one line for --help); the module is imported only when it is needed
 COMMANDS = {
     "demo": ("demo", "Run the same VM in both designs and show the difference."),
+    "compare": ("compare", "Measure both designs here and explain the difference."),
     "anatomy": ("anatomy", "Show a VM's three layers: processes, drivers, host access."),
     "host": ("host", "Show what this host has and which designs it can run."),
     "image": ("image", "Build, list and delete guest images."),

@@ -134,6 +134,10 @@ class Qmp:
         nodes = await self.execute("query-named-block-nodes", flat=True)
         return {str(node["node-name"]): int(node["image"]["virtual-size"]) for node in nodes}
 
+    async def query_iothreads(self) -> dict[str, int]:
+        """The threads that serve disks, by the names that the plan gave them: the host's thread ids."""
+        return {str(each["id"]): int(each["thread-id"]) for each in await self.execute("query-iothreads")}
+
     async def block_resize(self, node: str, size_bytes: int) -> None:
         """Make a block node larger, in its file too; the guest is told."""
         await self.execute("block_resize", **{"node-name": node, "size": size_bytes})

@@ -328,6 +328,10 @@ class Vmm:
         """The size in bytes of each disk whose driver is in the VMM, by the disk's name."""
         return await self._qmp.query_node_sizes()
 
+    async def read_disk_threads(self) -> dict[str, int]:
+        """The host's thread ids of the threads that serve disks in the VMM, by the threads' names."""
+        return await self._qmp.query_iothreads()
+
     async def resize_disk(self, disk: str, size_bytes: int) -> None:
         """Make a disk larger whose driver is in the VMM. Raises ``WrongStateError`` or ``QmpError``."""
         self.lifecycle.require(LIVE, "resize a disk of")

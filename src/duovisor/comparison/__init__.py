@@ -1,0 +1,1 @@
+"""Both designs, measured on one machine and explained; a client of the layers, beside them."""

@@ -1,0 +1,84 @@
+"""One run of a comparison on this host: folders, network, guests, and the steps that are left."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from duovisor.comparison.campaign import run_campaign
+from duovisor.comparison.errors import SkippedError
+from duovisor.comparison.measures.context import Context
+from duovisor.comparison.measures.table import MEASURES
+from duovisor.comparison.own_network import check_own_network, enter_own_network
+from duovisor.comparison.rig import Rig
+from duovisor.comparison.sidelined import SidelinedService
+from duovisor.comparison.sweeper import sweeping
+from duovisor.directories import Directories
+
+if TYPE_CHECKING:
+    from duovisor.comparison.campaign import Tell
+    from duovisor.comparison.measures.context import Figures
+    from duovisor.comparison.plan import Step
+    from duovisor.comparison.samples import SampleStore
+    from duovisor.controlling.images.image import Image
+    from duovisor.errors import DuovisorError
+    from duovisor.hardware.capabilities import HostCapabilities
+
+
+def run_comparison(
+    store: SampleStore, directories: Directories, capabilities: HostCapabilities, image: Image, tell: Tell
+) -> None:
+    """Do what is left of a comparison; nothing of it is on the host afterwards but the store's folder.
+
+    Raises ``KeyboardInterrupt`` at SIGINT, SIGTERM and SIGHUP. To be called from the main thread.
+    """
+    directories.state.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        # short: the path of a Unix socket has 107 bytes
+        root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dvc-", dir="/tmp")))
+        root.chmod(0o755)
+        disks = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="comparison-", dir=directories.state))
+        )
+        disks.chmod(0o755)
+        stack.enter_context(sweeping(root, disks))
+        is_bridged = True
+        try:
+            check_own_network()
+            stack.enter_context(enter_own_network())
+        except SkippedError:
+            is_bridged = False
+        service = SidelinedService(root, directories.cache)
+        stack.callback(service.close)
+        own = Directories(state=disks, runtime=root / "rig", cache=directories.cache)
+        rig = Rig(own, capabilities, image, disks, is_bridged=is_bridged)
+        asyncio.run(_run(store, rig, service, tell))
+
+
+async def _run(store: SampleStore, rig: Rig, service: SidelinedService, tell: Tell) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, task.cancel)
+    context = Context(store.header.scale, rig, service)
+
+    async def run_step(step: Step) -> Figures:
+        return await MEASURES[step.measure](context, step.design)
+
+    async def recover(step: Step, error: DuovisorError) -> str:
+        """Leave the guest behind in which something failed: the next step begins with a fresh one."""
+        dead = rig.find_dead(step.design)
+        said = error.message if dead is None else f"the guest died: its VMM {dead.describe_end()}"
+        await rig.drop(step.design)
+        return said
+
+    try:
+        async with rig:
+            await run_campaign(store, run_step, recover, tell)
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None

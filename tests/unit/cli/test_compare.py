@@ -1,0 +1,71 @@
+"""``duovisor compare``: its options, and a comparison that is complete; no VM is started."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.unit.cli.conftest import check_refusal
+from tests.unit.comparison.synthetic import build_store
+
+from duovisor.cli.compare import SECTIONS, build_scale
+from duovisor.comparison import plan
+from duovisor.comparison.samples import HEADER, SAMPLES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.unit.cli.conftest import Outcome
+
+    from duovisor.comparison.samples import SampleStore
+
+
+def write_store(folder: Path, store: SampleStore) -> None:
+    folder.mkdir()
+    (folder / HEADER).write_text(store.header.model_dump_json())
+    (folder / SAMPLES).write_text("".join(record.model_dump_json() + "\n" for record in store.records))
+
+
+def test_the_command_knows_the_plan_s_sections() -> None:
+    assert plan.SECTIONS == SECTIONS
+
+
+def test_options_make_a_scale() -> None:
+    assert build_scale(None, None, (), None, None) == plan.QUICK
+    assert build_scale("full", None, (), None, None) == plan.FULL
+    changed = build_scale("quick", "other", ("storage", "start"), 2, 0.5)
+    assert changed.sections == ("start", "storage")
+    assert (changed.rounds, changed.fault_rounds, changed.job_s, changed.image) == (2, 2, 0.5, "other")
+
+
+def test_a_complete_comparison_is_reported_again(run_here: Callable[..., Outcome], tmp_path: Path) -> None:
+    write_store(tmp_path / "out", build_store(tmp_path, factors={"boot.boot_s": 2.0}, noise=0.001))
+    outcome = run_here("compare", "--output", tmp_path / "out")
+    assert outcome.exit_code == 0
+    assert "is complete; writing its report again" in outcome.output
+    assert "microkernelized" in outcome.output
+    assert (tmp_path / "out/report.html").exists()
+    document = json.loads(run_here("compare", "--output", tmp_path / "out", "--json").output)
+    assert document["complete"] is True
+
+
+def test_a_folder_of_something_else_is_refused(run_here: Callable[..., Outcome], tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    check_refusal(run_here("compare", "--output", tmp_path), 2)
+    assert [path.name for path in tmp_path.glob("*.txt")] == ["letter.txt"]
+
+
+def test_a_comparison_of_another_machine_is_refused(run_here: Callable[..., Outcome], tmp_path: Path) -> None:
+    write_store(tmp_path / "out", build_store(tmp_path, steps=3))
+    said = check_refusal(run_here("compare", "--output", tmp_path / "out"), 2)
+    assert "another machine" in said
+    assert "name a new folder" in said
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--rounds", "0"), ("--seconds", "0"), ("--only", "nothing"), ("extra",)]
+)
+def test_wrong_options(run_here: Callable[..., Outcome], arguments: tuple[str, ...]) -> None:
+    assert run_here("compare", *arguments).exit_code == 2

@@ -1,0 +1,152 @@
+"""``duovisor compare`` with real guests: what faults do, and a comparison that is killed and goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from duovisor.comparison.errors import SkippedError
+from duovisor.comparison.measures.context import Context
+from duovisor.comparison.measures.table import MEASURES
+from duovisor.comparison.own_network import check_own_network, enter_own_network
+from duovisor.comparison.plan import QUICK
+from duovisor.comparison.rig import Rig
+from duovisor.comparison.samples import SAMPLES
+from duovisor.comparison.sidelined import SidelinedService
+from duovisor.comparison.sweeper import find_processes
+from duovisor.directories import find_directories
+from duovisor.spec.vm import Design
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from duovisor.controlling.images.image import Image
+    from duovisor.directories import Directories
+    from duovisor.hardware.capabilities import HostCapabilities
+
+pytestmark = pytest.mark.vm
+
+MONO, MICRO = Design.MONOLITHIC, Design.MICROKERNELIZED
+TINY = QUICK.model_copy(update={"job_s": 0.3, "idle_s": 0.3, "load_s": 1.5})
+COMMAND_S = 240.0
+WAIT_S = 30.0
+
+
+@pytest.fixture
+async def context(
+    folders: Directories, capabilities: HostCapabilities, probe_image: Image
+) -> AsyncIterator[Context]:
+    """A rig without anything booted yet; on a bridge where this host can have one."""
+    with ExitStack() as stack:
+        is_bridged = True
+        try:
+            check_own_network()
+            stack.enter_context(enter_own_network())
+        except SkippedError:
+            is_bridged = False
+        service = SidelinedService(folders.runtime, folders.cache)
+        async with Rig(folders, capabilities, probe_image, folders.state, is_bridged=is_bridged) as rig:
+            yield Context(TINY, rig, service)
+
+
+async def test_each_design_meets_the_same_faults_as_what_it_is(context: Context) -> None:
+    """Figures, authority, and a driver's fault: one guest lives on and one dies, and is there again."""
+    for design in Design:
+        read = (await MEASURES["storage.read_4k_qd8"](context, design)).values
+        assert read["iops"] > 0
+        assert read["p50_us"] <= read["p99_us"] <= read["p99_9_us"]
+        assert read["cpu_us"] > 0
+        assert ("cpu_us:storage driver" in read) is (design is MICRO)
+    facts = {design: (await MEASURES["authority"](context, design)).facts for design in Design}
+    for design, found in facts.items():
+        assert found is not None
+        (vmm,) = (process for process in found["processes"] if process["role"] == "vmm")
+        assert (vmm["authority"]["capabilities"] == 0) is (design is MICRO) or os.geteuid() != 0
+        assert bool(vmm["drivers"]) is (design is MONO)
+    idle = (await MEASURES["idle"](context, MICRO)).values
+    assert 5 < idle["pss_mib:storage driver"] < 200
+    assert idle["pss_mib"] > idle["pss_mib:vmm"]
+
+    if context.rig.is_bridged:
+        card = await MEASURES["fault.network_driver"](context, MICRO)
+        assert card.values["survived"] == 1
+        assert card.facts is not None
+        assert "driver partition" in card.facts["hurt"]
+    fault = await MEASURES["fault.storage_driver"](context, MICRO)
+    assert fault.values["survived"] == 1
+    assert fault.values["errors"] == fault.values["flushed_writes_lost"] == 0
+    update = (await MEASURES["update.driver"](context, MICRO)).values
+    assert update["errors"] == 0
+    assert 0 < update["pause_ms"]
+
+    fault = await MEASURES["fault.storage_driver"](context, MONO)
+    assert fault.values["survived"] == fault.values["flushed_writes_lost"] == 0
+    assert fault.facts is not None
+    assert "thread" in fault.facts["hurt"]
+    assert "was killed by SIGSEGV" in fault.facts["said"]
+    assert not (await context.rig.guest(MONO)).has_ended
+
+
+def start(folders: Directories, output: Path) -> subprocess.Popen[bytes]:
+    """The smallest comparison that there is, as a program of its own."""
+    environment = {
+        **os.environ,
+        "DUOVISOR_STATE_DIR": str(folders.state),
+        "DUOVISOR_RUNTIME_DIR": str(folders.runtime),
+        "DUOVISOR_CACHE_DIR": str(folders.cache),
+    }
+    argv = [sys.executable, "-m", "duovisor", "compare", "--output", str(output)]
+    if not output.exists():
+        argv += ["--only", "processor", "--rounds", "1", "--seconds", "0.2"]
+    return subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def test_what_was_killed_leaves_nothing_and_goes_on(folders: Directories, probe_image: Image) -> None:
+    """``kill -9`` in the middle; the folder of images is lent so that none is built again."""
+    (folders.state / "images").symlink_to(find_directories().images)
+    output = folders.state / "compared"
+    with start(folders, output) as killed:
+        deadline = time.monotonic() + COMMAND_S
+        while not (output / SAMPLES).exists():
+            assert killed.poll() is None, killed.stdout.read() if killed.stdout else b""
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        roots = find_roots(killed.pid)
+        os.kill(killed.pid, signal.SIGKILL)
+    assert roots
+    deadline = time.monotonic() + WAIT_S
+    while any(root.exists() or find_processes(root) for root in roots):
+        assert time.monotonic() < deadline, "the sweeper left something"
+        time.sleep(0.02)
+    kept = (output / SAMPLES).read_text()
+
+    with start(folders, output) as resumed:
+        said, _ = resumed.communicate(timeout=COMMAND_S)
+    assert resumed.returncode == 0, said
+    assert b"going on with" in said
+    samples = (output / SAMPLES).read_text()
+    assert samples.startswith(kept[: kept.rfind("\n") + 1])
+    records = [json.loads(line) for line in samples.splitlines()]
+    assert [(record["design"], record["outcome"]) for record in records] == [(MONO, "done"), (MICRO, "done")]
+    assert "1 sample of each are too few" in (output / "report.json").read_text()
+    assert "<h1>" in (output / "report.html").read_text()
+    assert not list(folders.state.glob("comparison-*"))
+    (folders.state / "images").unlink()
+
+
+def find_roots(pid: int) -> list[Path]:
+    """The folders that the comparison's sweeper watches over: its last arguments."""
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        words = Path(f"/proc/{child}/cmdline").read_text().split("\0")
+        if "duovisor.comparison.sweeper" in words:
+            return [Path(word) for word in words[words.index("duovisor.comparison.sweeper") + 1 :] if word]
+    return []
