@@ -64,6 +64,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+SPARES_AFTER_S = 2.0  # at the latest: a start has better use for the processors
+
 
 class Incarnation:
     """A VMM with what serves its devices; ``number`` names its folder.
@@ -339,7 +341,8 @@ class Incarnation:
         for index, device in enumerate(checked.devices):
             self.add_device(plan_device(self.spec, index, device, self.held))
         early = [each for name, each in self.devices.items() if name not in self.vmm.plan.bound]
-        await asyncio.gather(*(each.start() for each in early))
+        spare_after_s = SPARES_AFTER_S if old is None else 0.0  # not in the pause of a guest that moves
+        await asyncio.gather(*(each.start(spare_after_s=spare_after_s) for each in early))
         passt = checked.capabilities.tools.passt
         for index, nic in self.spec.numbered_nics():
             name = nic_socket(index)

@@ -324,6 +324,8 @@ class Machine:
         self.console = await Console.connect(socket_path, self.console_log, resume=adopted)
         self._phase = Phase.RUNNING
         self.current.settle()
+        for device in self.devices.values():
+            device.want_spare()
 
 
 @asynccontextmanager

@@ -40,6 +40,8 @@ def test_the_log_has_the_pages_that_were_written(kvm: Kvm) -> None:
     memory.low[CODE : CODE + len(WRITING)] = WRITING
     write_entry(vcpu, memory.low, Entry(CODE, ZERO_PAGE, is_64_bit=True))
     assert vcpu.run() == abi.EXIT_IO
+    with pytest.raises(KvmError, match="memory slot 0 keeps no log of what is written"):
+        memory.take_dirty_offsets(vm)
     memory.attach(vm, log_dirty=True)
     assert memory.take_dirty_offsets(vm) == []
     assert vcpu.run() == abi.EXIT_IO

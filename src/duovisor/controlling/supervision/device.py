@@ -90,11 +90,20 @@ class DeviceSupervisor:
         """The living drivers: the one that serves first, then the one that stands by."""
         return [seat.pid for seat in (self.crew.active, self.crew.spare) if seat and not seat.has_ended]
 
-    async def start(self) -> None:
-        """Start the first driver, and supervise from now on. Raises ``PartitionError``."""
+    async def start(self, *, spare_after_s: float = 0.0) -> None:
+        """Start the first driver, and supervise from now on; its spare comes later, or when wanted.
+
+        Raises ``PartitionError``.
+        """
+        self._spare_from = time.monotonic() + spare_after_s
         if self.crew.active is None:
             await self.crew.serve_new(await self._factories.get(self.plan.modules))
         self.supervise()
+
+    def want_spare(self) -> None:
+        """There is time for it now."""
+        self._spare_from = 0.0
+        self._poked.set()
 
     def supervise(self) -> None:
         """Watch over what the crew is; without an active driver, one is started."""

@@ -146,9 +146,15 @@ class VirtualMachine:
         call(self._descriptor, abi.SET_USER_MEMORY_REGION, abi.MemoryRegion(slot, flags, guest, size, host))
 
     def take_dirty_log(self, slot: int, size: int) -> bytes:
-        """KVM_GET_DIRTY_LOG: a bit for each 4 KiB page written since the last time, lowest first."""
+        """KVM_GET_DIRTY_LOG: a bit for each 4 KiB page written since the last time, lowest first.
+
+        Every KVM has it (api.rst: capability basic). Raises ``KvmError`` for a slot that keeps no log.
+        """
         bitmap = ctypes.create_string_buffer(-(-size // (PAGE_BYTES * 64)) * 8)
-        call(self._descriptor, abi.GET_DIRTY_LOG, abi.DirtyLog(slot, 0, ctypes.addressof(bitmap)))
+        try:
+            call(self._descriptor, abi.GET_DIRTY_LOG, abi.DirtyLog(slot, 0, ctypes.addressof(bitmap)))
+        except OSError as error:
+            raise KvmError(f"memory slot {slot} keeps no log of what is written: {error.strerror}") from error
         return bitmap.raw
 
     def set_routes(self, entries: Sequence[abi.RoutingEntry]) -> None:
