@@ -26,7 +26,7 @@ from duovisor.hardware.capabilities import read_capabilities
 from duovisor.hypervisor.memory import create_memory_file
 from duovisor.hypervisor.qemu.console import CONSOLE_LOG, QMP_SOCKET
 from duovisor.hypervisor.qmp import Qmp
-from duovisor.hypervisor.vmm import open_console_log
+from duovisor.hypervisor.vmm_files import open_console_log
 from duovisor.process import start
 from duovisor.spec.vm import Design
 

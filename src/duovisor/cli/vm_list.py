@@ -121,6 +121,8 @@ def _describe_status(status: dict[str, Any]) -> dict[str, str]:
         values["addresses"] = "\n".join(
             f"{each['address']} ({each['card']} on {each['network']})" for each in status["addresses"]
         )
+    if status["full_disks"]:
+        values["waits"] = f"for room on the host for {', '.join(status['full_disks'])}; it goes on by itself"
     if status["restart_needed"]:
         values["note"] = "the definition was changed since it started; it takes it up at its next start"
     return values

@@ -99,6 +99,8 @@ class DeviceChange(BaseModel):
 class IncarnationDescription(BaseModel):
     """One VMM of a VM with what serves its devices, in the folder ``number`` of the run folder.
 
+    ``full`` names disks that hold the VM until there is room for them.
+
     ``spec`` is the VM's, with the design of this incarnation; ``vmm`` is never ``auto``. Once it
     runs, the VMM is its first process.
     """
@@ -112,6 +114,7 @@ class IncarnationDescription(BaseModel):
     plan: PlanDescription
     processes: tuple[ProcessDescription, ...] = ()
     change: DeviceChange | None = None
+    full: tuple[str, ...] = ()
 
 
 class MachineDescription(BaseModel):

@@ -67,6 +67,11 @@ T = TypeVar("T")
 SPARES_AFTER_S = 2.0  # at the latest: a start has better use for the processors
 
 
+async def _let_wait(device: str) -> bool:
+    """What ``on_full`` does for nobody."""
+    return True
+
+
 class Incarnation:
     """A VMM with what serves its devices; ``number`` names its folder.
 
@@ -96,6 +101,8 @@ class Incarnation:
         self.helpers: dict[str, Process] = {}
         self.taps: dict[str, int] = {}
         self.change: DeviceChange | None = None
+        self.full: tuple[str, ...] = ()
+        self.on_full: Callable[[str], Awaitable[bool]] = _let_wait
         self.files: dict[str, ExitStack] = {}  # of devices that were plugged in
         self._keepers: dict[str, FormatKeeper] = {}
         self._fixed: tuple[ProcessDescription, ...] = ()
@@ -122,6 +129,7 @@ class Incarnation:
             ),
             processes=(*self._fixed, *formats, *crews),
             change=self.change,
+            full=self.full,
         )
 
     # A life
@@ -215,6 +223,9 @@ class Incarnation:
         await self.vmm.adopt(found)
         if self.decision.kind is VmmKind.QEMU:
             await settle_plugging(self, left)
+            self.full = tuple(dict.fromkeys((*left.full, *await self.vmm.list_full_disks())))
+        else:
+            self.full = left.full
         if self.spec.design is Design.MICROKERNELIZED:
             await self._adopt_devices(left, console_log, capabilities)
 
@@ -312,6 +323,10 @@ class Incarnation:
         except WrongStateError:
             return False
         return True
+
+    async def note_full(self, device: str) -> bool:
+        """A disk's driver finds no room on the host; False when there is enough."""
+        return await self.on_full(device)
 
     async def set_link(self, nic: str, *, up: bool) -> None:
         """Plug a network card's cable in or out; a VMM that does not answer is left alone."""

@@ -12,10 +12,11 @@ import os
 import time
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from duovisor.controlling.console import Console
 from duovisor.controlling.description import MachineDescription, Phase, write_description
+from duovisor.controlling.full_disks import FullDisks
 from duovisor.controlling.incarnation import Incarnation
 from duovisor.controlling.machine_checks import check_start
 from duovisor.controlling.machine_place import CURRENT, Place, make_place
@@ -34,7 +35,7 @@ from duovisor.hypervisor.qemu.console import CONSOLE_SOCKET, port_socket
 from duovisor.hypervisor.vmm import Vmm
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
     from pathlib import Path
 
     from duovisor.controlling.machine_checks import CheckedStart
@@ -85,6 +86,7 @@ class Machine:
         self._factories = factories
         self._tell = tell
         self._concluding: set[asyncio.Task[None]] = set()
+        self._full_disks = FullDisks(self, tell)
 
     @property
     def spec(self) -> VirtualMachineSpec:
@@ -231,11 +233,20 @@ class Machine:
         self, number: int, spec: VirtualMachineSpec, decision: VmmDecision, vmm: Vmm, held: ExitStack
     ) -> Incarnation:
         """An incarnation that is not begun; ``held`` goes over to it."""
-        vmm.on_unplugged = self._on_unplugged
-        return Incarnation(number, spec, decision, vmm, held, self._factories, self._tell, self.write)
+        made = Incarnation(number, spec, decision, vmm, held, self._factories, self._tell, self.write)
+        vmm.on_unplugged = lambda device: self._conclude(self._conclude_unplug(device))
+        vmm.on_full = lambda device: self._conclude(self._note_full(device))
+        made.on_full = self._full_disks.note
+        return made
 
-    def _on_unplugged(self, device: str) -> None:
-        task = asyncio.create_task(self._conclude_unplug(device))
+    async def _note_full(self, device: str) -> None:
+        """The VMM met a full file system, and stands still."""
+        with suppress(HypervisorError, LookupError):  # it ended, or the device did
+            await self._full_disks.note(device)
+
+    def _conclude(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do what follows from something that the VMM told."""
+        task = asyncio.create_task(work)
         self._concluding.add(task)
         task.add_done_callback(self._concluding.discard)
 
@@ -264,6 +275,7 @@ class Machine:
         self.place.release()
 
     async def _stop_concluding(self) -> None:
+        await self._full_disks.close()
         for task in (concluding := tuple(self._concluding)):
             task.cancel()
         await asyncio.gather(*concluding, return_exceptions=True)
@@ -326,6 +338,7 @@ class Machine:
         self.current.settle()
         for device in self.devices.values():
             device.want_spare()
+        self._full_disks.watch()
 
 
 @asynccontextmanager

@@ -16,7 +16,7 @@ from duovisor.controlling.supervision.adoption import is_file, list_descriptors,
 from duovisor.controlling.supervision.plan import DevicePlan
 from duovisor.hypervisor.qemu.console import CONSOLE_SOCKET, port_socket
 from duovisor.hypervisor.thin_plan import CONSOLE_CHANNEL
-from duovisor.hypervisor.vmm import open_console_log
+from duovisor.hypervisor.vmm_files import open_console_log
 from duovisor.sandbox import uid_of
 from duovisor.spec.vm import DriverFailure
 

@@ -138,6 +138,14 @@ class Qmp:
         """The threads that serve disks, by the names that the plan gave them: the host's thread ids."""
         return {str(each["id"]): int(each["thread-id"]) for each in await self.execute("query-iothreads")}
 
+    async def query_full_disks(self) -> tuple[str, ...]:
+        """The devices whose requests met a full file system, by id."""
+        blocks = await self.execute("query-block")
+        full = [each for each in blocks if each.get("io-status") == "nospace"]
+        return tuple(
+            str(each.get("qdev", "")).partition("/virtio-backend")[0].rpartition("/")[2] for each in full
+        )
+
     async def block_resize(self, node: str, size_bytes: int) -> None:
         """Make a block node larger, in its file too; the guest is told."""
         await self.execute("block_resize", **{"node-name": node, "size": size_bytes})

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 import time
 from dataclasses import replace
@@ -25,11 +24,11 @@ from duovisor.hypervisor.qemu.console import CONSOLE_LOG, QMP_SOCKET
 from duovisor.hypervisor.qemu.nics import nic_backend
 from duovisor.hypervisor.qmp import Qmp
 from duovisor.hypervisor.thin_plan import STATE
-from duovisor.hypervisor.vmm_files import open_files
+from duovisor.hypervisor.vmm_files import create_channels_folder, open_console_log, open_files
 from duovisor.sandbox import build_sandbox_argv
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Collection, Mapping
     from pathlib import Path
 
     from duovisor.hypervisor.plan import LaunchPlan
@@ -81,6 +80,7 @@ class Vmm:
         self._waiting: handover.Waiting | None = None
         self._unplugged = plugging.Unplugged()
         self.on_unplugged: Callable[[str], None] = lambda device: None
+        self.on_full: Callable[[str], None] = lambda device: None
 
     @property
     def state(self) -> State:
@@ -278,6 +278,8 @@ class Vmm:
                 self.on_unplugged(device)
         if self.state in ENDED or self.state is State.STOPPING:
             return
+        if name == "BLOCK_IO_ERROR" and data.get("nospace") and data.get("action") == "stop":
+            self.on_full(str(data.get("node-name", "")).partition("-")[0])
         match name:
             case "RESUME":
                 self.lifecycle.enter(State.RUNNING)
@@ -384,6 +386,10 @@ class Vmm:
         """The devices that the guest has, by id."""
         return await plugging.list_devices(self._qmp)
 
+    async def list_full_disks(self) -> tuple[str, ...]:
+        """The disks whose driver is in the VMM and waits for room on the host."""
+        return await self._qmp.query_full_disks()
+
     async def prepare_to_move(self) -> None:
         """Have the VMM ready to save or load its devices' state; its guest does not notice.
 
@@ -477,30 +483,3 @@ class Vmm:
         for listener in self._listeners.values():
             listener.close()
         self._listeners.clear()
-
-
-def create_channels_folder(path: Path, owner: int | None) -> None:
-    """The folder in which a sandboxed VMM binds sockets, for its uid alone. Raises ``HypervisorError``."""
-    try:
-        path.mkdir(mode=0o700, exist_ok=True)
-        if owner is not None:
-            os.chown(path, owner, owner)
-    except OSError as error:
-        raise HypervisorError(f"cannot make {path}: {error.strerror}") from error
-
-
-@contextlib.contextmanager
-def open_console_log(path: Path) -> Iterator[int]:
-    """The descriptor of a console's log for a VMM to inherit. Raises ``HypervisorError``.
-
-    Appending is what lets another process empty the file: the next write goes to its new end.
-    """
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-    try:
-        descriptor = os.open(path, flags, 0o600)
-    except OSError as error:
-        raise HypervisorError(f"cannot open the console's log {path}: {error.strerror}") from error
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)

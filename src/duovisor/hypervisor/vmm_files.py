@@ -32,3 +32,30 @@ def open_files(files: Collection[tuple[str, Path]]) -> Iterator[dict[str, int]]:
     finally:
         for descriptor in descriptors.values():
             os.close(descriptor)
+
+
+def create_channels_folder(path: Path, owner: int | None) -> None:
+    """The folder in which a sandboxed VMM binds sockets, for its uid alone. Raises ``HypervisorError``."""
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        if owner is not None:
+            os.chown(path, owner, owner)
+    except OSError as error:
+        raise HypervisorError(f"cannot make {path}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def open_console_log(path: Path) -> Iterator[int]:
+    """The descriptor of a console's log for a VMM to inherit. Raises ``HypervisorError``.
+
+    Appending is what lets another process empty the file: the next write goes to its new end.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o600)
+    except OSError as error:
+        raise HypervisorError(f"cannot open the console's log {path}: {error.strerror}") from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -98,6 +98,9 @@ class Stage:
     async def resume(self) -> None:
         self.paused = False
 
+    async def note_full(self, device: str) -> bool:
+        raise AssertionError(f"{device} has room")
+
     async def set_link(self, nic: str, *, up: bool) -> None:
         raise AssertionError("this VM has no network card")
 

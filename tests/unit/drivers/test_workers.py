@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import threading
+from errno import EIO
 from typing import TYPE_CHECKING
 
 import pytest
@@ -56,7 +57,7 @@ def test_jobs_overlap(pool: WorkerPool) -> None:
 
     for _ in range(3):
         pool.submit(job(meet))
-    assert [done.failed for done in collect(pool, 3)] == [False] * 3
+    assert [done.error for done in collect(pool, 3)] == [0] * 3
 
 
 def test_a_failed_call_is_a_failed_job_and_the_thread_lives(pool: WorkerPool) -> None:
@@ -65,9 +66,9 @@ def test_a_failed_call_is_a_failed_job_and_the_thread_lives(pool: WorkerPool) ->
 
     for _ in range(5):
         pool.submit(job(fail))
-    assert [done.failed for done in collect(pool, 5)] == [True] * 5
+    assert [done.error for done in collect(pool, 5)] == [EIO] * 5
     pool.submit(job(lambda: None))
-    assert [done.failed for done in collect(pool, 1)] == [False]
+    assert [done.error for done in collect(pool, 1)] == [0]
 
 
 def test_the_loop_is_told(pool: WorkerPool) -> None:

@@ -6,6 +6,8 @@ with ``finish``, at once or later.
 
 from __future__ import annotations
 
+import errno
+
 from duovisor.channel.device import VirtioDevice
 from duovisor.channel.errors import ProtocolError, QueueError
 from duovisor.controlling.drivers import block_layout as layout
@@ -13,10 +15,14 @@ from duovisor.controlling.drivers.errors import DriverError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from duovisor.channel.chain import Chain
     from duovisor.channel.virtqueue import Virtqueue
     from duovisor.controlling.drivers.image import Image
+    from duovisor.controlling.drivers.workers import Job
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 MAX_TRANSFER_BYTES = 1 << 30  # one segment of QEMU's is smaller; the length of a used element has 32 bits
 HEADER_BYTES = layout.REQUEST_HEADER.size
 
@@ -44,8 +50,14 @@ class Disk:
         self.block_bytes = block_bytes
 
 
+def say_nothing() -> None:
+    """What ``on_full`` is where nobody waits for room: the guest is told of an error."""
+
+
 class BlockProtocol(VirtioDevice):
     """A disk of ``size_bytes``. Offsets and lengths of requests are bytes, whole sectors of 512.
+
+    Requests that find no room on the host are ``parked``: the guest is not told of them until they are done.
 
     ``discards``: whether the guest may discard and write zeroes. ``write_through``: a change must be safe
     before it is answered.
@@ -53,6 +65,8 @@ class BlockProtocol(VirtioDevice):
 
     device_id = layout.DEVICE_ID
     discards = True
+    on_full: Callable[[], None] = staticmethod(say_nothing)
+    """Called when requests begin to wait for room where the image is."""
 
     def __init__(self, disk: Disk, size_bytes: int) -> None:
         if size_bytes <= 0 or size_bytes % layout.SECTOR_BYTES:
@@ -67,6 +81,7 @@ class BlockProtocol(VirtioDevice):
         )
         self.write_cache = True
         self.write_through = False
+        self.parked: list[Job] = []
         self._disk = disk
         self._guest_features = self.features
 
@@ -113,6 +128,34 @@ class BlockProtocol(VirtioDevice):
         """Answer a request: ``written`` counts the status byte too."""
         status[0] = code
         chain.queue.complete(chain, written)
+
+    def may_wait(self, number: int) -> bool:
+        """Whether a request that met this error of the system waits: for room, if somebody is told of it."""
+        return number in NO_ROOM and self.on_full is not say_nothing
+
+    def park(self, job: Job) -> None:
+        """Keep a request that found no room in flight, until ``retry`` or a successor does it again."""
+        self.parked.append(job)
+        if len(self.parked) == 1:
+            self.on_full()
+
+    def retry(self) -> None:
+        """There may be room again: do once more what waits for it."""
+        parked, self.parked = self.parked, []
+        for job in parked:
+            job.error = 0
+            self.do_again(job)
+
+    def report(self) -> None:
+        """It was not for want of room: tell the guest of errors."""
+        parked, self.parked = self.parked, []
+        for job in parked:
+            self.finish(job.chain, job.status, layout.STATUS_IO_ERROR)
+            job.chain.queue.publish()
+
+    def do_again(self, job: Job) -> None:
+        """Do a request that found no room."""
+        raise NotImplementedError
 
     def begin_read(
         self, chain: Chain, status: memoryview, buffers: list[memoryview], offset: int, length: int

@@ -17,7 +17,7 @@ from enum import IntEnum
 
 from duovisor.channel.errors import ChannelError
 from duovisor.controlling.drivers import block_layout as layout
-from duovisor.controlling.drivers.block_protocol import BlockProtocol
+from duovisor.controlling.drivers.block_protocol import BlockProtocol, say_nothing
 from duovisor.controlling.drivers.errors import DriverError
 from duovisor.controlling.drivers.format_link import PHASE_REPLAYING, PHASE_SERVING, FormatLink
 from duovisor.controlling.drivers.format_ring import FormatRing
@@ -26,6 +26,7 @@ from duovisor.controlling.drivers.image import copy_pieces
 from duovisor.controlling.drivers.options import build_disk
 from duovisor.controlling.drivers.replay_log import ZERO_AND_UNMAP, ReplayLog
 from duovisor.controlling.drivers.replay_memory import PHASE_WORD, open_replay
+from duovisor.controlling.drivers.workers import Job
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class FormattedDevice(BlockProtocol):
         self._replay: deque[Command] = deque()
         self._active: dict[int, Command] = {}
         self._touched: list[Virtqueue] = []
+        self._refused: list[tuple[Command, Request]] = []
         self._flushes_early = False
         self._window_ns = WATCH_NS
         self._watched_ns = 0
@@ -317,8 +319,39 @@ class FormattedDevice(BlockProtocol):
             raise DriverError("an acknowledged write cannot be made again")
         elif not succeeded:
             self._log.void(command.record)
+            if request is not None and self.on_full is not say_nothing:
+                self._refuse(command, request)
+                return
         if request is not None:
             self._finish_part(request, status)
+
+    # A change that the format process refused: QEMU does not say whether it was for want of room
+
+    def _refuse(self, command: Command, request: Request) -> None:
+        """Ask the owner, who can see how much room there is; it answers with ``retry`` or ``report``."""
+        command.record = -1
+        self._refused.append((command, request))
+        self.parked = [Job(request.chain, request.status, 1, self.retry, ()) for _, request in self._refused]
+        if len(self._refused) == 1:
+            self.on_full()
+
+    def retry(self) -> None:
+        """Do them again: there is room, or may be."""
+        refused = self._take_refused()
+        self._pending.extendleft(command for command, _ in reversed(refused))
+        self._pump()
+
+    def report(self) -> None:
+        """Tell the guest of errors: it was not for want of room."""
+        for _, request in self._take_refused():
+            self._finish_part(request, layout.STATUS_IO_ERROR)
+        queues, self._touched = self._touched, []
+        for queue in queues:
+            queue.publish()
+
+    def _take_refused(self) -> list[tuple[Command, Request]]:
+        refused, self._refused, self.parked = self._refused, [], []
+        return refused
 
     def _finish_part(self, request: Request, status: int) -> None:
         request.code = request.code or status
@@ -353,6 +386,7 @@ class FormattedDevice(BlockProtocol):
     def abandon(self) -> None:
         """Forget the guest's requests; what the format process still does touches no memory of the guest."""
         self._pending.clear()
+        self._take_refused()
         for command in self._active.values():
             command.request = None
 

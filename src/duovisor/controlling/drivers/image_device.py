@@ -96,8 +96,11 @@ class ImageDevice(BlockProtocol):
         if length <= self._limit and not image.write_through:
             try:
                 image.write(buffers, offset)
-            except OSError:
-                self.finish(chain, status, layout.STATUS_IO_ERROR)
+            except OSError as error:
+                if self.may_wait(error.errno or 0):
+                    self.park(Job(chain, status, 1, image.write, (buffers, offset)))
+                else:
+                    self.finish(chain, status, layout.STATUS_IO_ERROR)
             else:
                 self.finish(chain, status, layout.STATUS_OK)
         else:
@@ -134,19 +137,28 @@ class ImageDevice(BlockProtocol):
         while pool.done:
             job = pool.done.popleft()
             pool.outstanding -= 1
+            # a flush that met it has lost what it was to make safe: to repeat it would be to lie
+            if self.may_wait(job.error) and job.call != self.image.flush:
+                self.park(job)
+                continue
             queue = job.chain.queue
-            job.status[0] = layout.STATUS_IO_ERROR if job.failed else layout.STATUS_OK
-            queue.complete(job.chain, 1 if job.failed else job.written)
+            job.status[0] = layout.STATUS_IO_ERROR if job.error else layout.STATUS_OK
+            queue.complete(job.chain, 1 if job.error else job.written)
             if queue not in queues:
                 queues.append(queue)
         for queue in queues:
             queue.publish()
 
+    def do_again(self, job: Job) -> None:
+        """In the pool."""
+        self._pool.submit(job)
+
     def drain(self) -> None:
-        """Wait for the pool, completing as it goes."""
+        """Wait for the pool, completing as it goes; what waits for room is for whoever starts the queue."""
         while self._pool.outstanding:
             self._pool.wait()
             self.reap()
+        self.parked.clear()
 
     def abandon(self) -> None:
         """Wait for the pool and drop what it has done: only the successor may answer it."""
@@ -154,6 +166,7 @@ class ImageDevice(BlockProtocol):
             self._pool.wait()
             self._pool.outstanding -= len(self._pool.done)
             self._pool.done.clear()
+        self.parked.clear()
 
     def close(self) -> None:
         """End the threads; the image's descriptor is the caller's."""

@@ -24,6 +24,7 @@ from duovisor.channel.page import Page
 from duovisor.channel.standby import Outcome, Standby
 from duovisor.controlling.drivers import system_calls
 from duovisor.controlling.drivers.block import SWITCH_INTERVAL_S
+from duovisor.controlling.drivers.block_protocol import BlockProtocol
 from duovisor.controlling.drivers.bounded_log import print_to
 from duovisor.controlling.drivers.confinement import BIRTH, LOG, confine
 from duovisor.controlling.drivers.control_server import ControlServer
@@ -116,6 +117,8 @@ class Partition:
             "add_successor": self._add_successor,
             "hand_over": self._hand_over,
             "attach": self._attach,
+            "retry": self._retry,
+            "report": self._report_errors,
             "status": self._status,
             "end": self._end,
         }
@@ -179,6 +182,8 @@ class Partition:
             if create is None:
                 raise DriverError(f"there is no driver of that name, but {', '.join(self._drivers)}")
             self._device = create(assignment.options, assignment.take_others())
+            if isinstance(self._device, BlockProtocol):
+                self._device.on_full = self._full
             check_device(self._device)
             read_device_config(self._device)
             self._facts = describe_device(self._device)
@@ -238,6 +243,16 @@ class Partition:
             attach(name, descriptor)
         return {}
 
+    def _retry(self, _: Packet) -> dict[str, Any]:
+        if isinstance(self._device, BlockProtocol):
+            self._device.retry()
+        return {}
+
+    def _report_errors(self, _: Packet) -> dict[str, Any]:
+        if isinstance(self._device, BlockProtocol):
+            self._device.report()
+        return {}
+
     def _status(self, _: Packet) -> dict[str, Any]:
         return {
             "role": self._role,
@@ -245,6 +260,7 @@ class Partition:
             "code": self._code,
             "ready": self._backend is not None or (self._standby is not None and self._standby.ready),
             "hung": self._hung,
+            "full": isinstance(self._device, BlockProtocol) and bool(self._device.parked),
             "device": self._facts,
             "statistics": self._backend.statistics() if self._backend else None,
         }
@@ -271,6 +287,10 @@ class Partition:
     def _hangs(self, queue: int | None, seconds: float) -> None:
         self._hung = {"queue": queue, "seconds": seconds, "at": time.time()}
         self._control.announce("hung", queue=queue, seconds=seconds)
+
+    def _full(self) -> None:
+        self._say("no room is left for what the guest writes; it waits")
+        self._control.announce("full")
 
     def _report(self, line: str) -> None:
         self._say(line)

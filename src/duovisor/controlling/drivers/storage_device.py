@@ -10,6 +10,7 @@ from duovisor.controlling.drivers import block_layout as layout
 from duovisor.controlling.drivers.block_protocol import BlockProtocol, Disk
 from duovisor.controlling.drivers.errors import DriverError
 from duovisor.controlling.drivers.image import Image, copy_pieces, cut_pieces
+from duovisor.controlling.drivers.workers import Job
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -95,10 +96,27 @@ class StorageDevice(BlockProtocol):
     ) -> None:
         try:
             call(*arguments)
-        except OSError:
-            self.finish(chain, status, layout.STATUS_IO_ERROR)
+        except OSError as error:
+            # a flush that met it has lost what it was to make safe: to repeat it would be to lie
+            if self.may_wait(error.errno or 0) and call != self.flush:
+                self.park(Job(chain, status, written, call, arguments))
+            else:
+                self.finish(chain, status, layout.STATUS_IO_ERROR)
         else:
             self.finish(chain, status, layout.STATUS_OK, written)
+
+    def do_again(self, job: Job) -> None:
+        """At once."""
+        self._do(job.chain, job.status, job.written, job.call, *job.arguments)
+        job.chain.queue.publish()
+
+    def drain(self) -> None:
+        """Nothing is under way; what waits for room is for whoever starts the queue."""
+        self.parked.clear()
+
+    def abandon(self) -> None:
+        """As ``drain``."""
+        self.parked.clear()
 
     def _fill(self, buffers: list[memoryview], offset: int) -> None:
         for pieces, size in cut_pieces(buffers, PIECE_BYTES):

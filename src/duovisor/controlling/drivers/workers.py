@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 from collections import deque
+from errno import EIO
 from queue import SimpleQueue
 from threading import Thread
 
@@ -20,9 +21,12 @@ if TYPE_CHECKING:
 
 
 class Job:
-    """One request on its way: what to call, and what to tell the guest afterwards."""
+    """One request on its way: what to call, and what to tell the guest afterwards.
 
-    __slots__ = ("arguments", "call", "chain", "failed", "status", "written")
+    ``error`` is the number of the system's error that it met.
+    """
+
+    __slots__ = ("arguments", "call", "chain", "error", "status", "written")
 
     def __init__(
         self,
@@ -37,7 +41,7 @@ class Job:
         self.written = written
         self.call = call
         self.arguments = arguments
-        self.failed = False
+        self.error = 0
 
 
 class WorkerPool:
@@ -82,7 +86,7 @@ class WorkerPool:
         while (job := jobs.get()) is not None:
             try:
                 job.call(*job.arguments)
-            except OSError:
-                job.failed = True
+            except OSError as error:
+                job.error = error.errno or EIO
             done.append(job)
             os.eventfd_write(self.descriptor, 1)

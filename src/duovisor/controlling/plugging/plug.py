@@ -138,6 +138,8 @@ async def _plug_in(
         raise
     current.spec, current.change = spec, None
     machine.write()
+    if name in current.devices:
+        current.devices[name].want_spare()
 
 
 def _build_plug(

@@ -39,6 +39,7 @@ from duovisor.controlling.service.sockets import (
 )
 from duovisor.controlling.service.tokens import Tokens, utc_now
 from duovisor.controlling.storage.lending import Lender
+from duovisor.controlling.storage.space_watch import LOW, SpaceWatch
 from duovisor.controlling.storage.storage import Storage
 from duovisor.controlling.store.interface import Store
 from duovisor.controlling.store.sqlite import open_sqlite_store
@@ -93,7 +94,7 @@ async def serve(
         _log.info("duovisord %s listens on %s", __version__, path)
         _spare_what_stays()
         notify_manager("READY=1")
-        async with _autostart(service.manager):
+        async with _autostart(service.manager), _space_watch(service):
             await stop.wait()
         notify_manager("STOPPING=1")
         await service.operations.close(grace_s=OPERATIONS_GRACE_S)
@@ -220,6 +221,23 @@ def _make_state_folder(directories: Directories) -> None:
         raise ListenError(
             f"cannot make the folder {directories.state}: {error.strerror}", remedy="set DUOVISOR_STATE_DIR"
         ) from error
+
+
+@asynccontextmanager
+async def _space_watch(service: Service) -> AsyncIterator[None]:
+    """Tell when a pool gets full."""
+
+    def tell(action: str, pool: str, message: str) -> None:
+        outcome = Outcome.FAILED if action == LOW else Outcome.DONE
+        service.events.emit(service_identity().name, action, f"pool/{pool}", outcome, message)
+
+    task = asyncio.create_task(SpaceWatch(service.storage.pools, tell).run())
+    task.add_done_callback(_log_failure)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 @asynccontextmanager

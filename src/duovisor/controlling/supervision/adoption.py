@@ -151,10 +151,14 @@ async def _meet(
         status = await control.request("status")
         duty = Duty(str(status.get("role")))
         code = str(status.get("code", ""))[:40]
+        is_full = status.get("full") is True
     except (PartitionError, ValueError):
         control.close()
         return None, Duty.NONE
-    return Seat(running, control, code, described.control, notify), duty
+    seat = Seat(running, control, code, described.control, notify)
+    if is_full:
+        seat.note("full")
+    return seat, duty
 
 
 async def _await_takeover(crew: Crew, spare: Seat) -> None:

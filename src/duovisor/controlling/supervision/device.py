@@ -83,6 +83,7 @@ class DeviceSupervisor:
         self.crew = Crew(plan, host, self._poked.set)
         self._task: asyncio.Task[None] | None = None
         self._cable: asyncio.Task[None] | None = None
+        self.is_full = False  # its driver waits for room on the host
         self.is_leaving = False  # its VMM was told to take the device out
 
     @property
@@ -135,6 +136,14 @@ class DeviceSupervisor:
                 if seat is not None:
                     with contextlib.suppress(PartitionError):  # it has just ended, and others notice that
                         await seat.request("attach", {name: descriptor})
+
+    async def retry(self) -> None:
+        """There is room again: have the driver do what waited for it."""
+        self.is_full = False
+        active = self.crew.active
+        if active is not None:
+            with contextlib.suppress(PartitionError):  # its successor does so anyway
+                await active.request("retry")
 
     async def give_up(self, reason: str) -> None:
         """What the drivers need cannot be had: do what the policy says."""
@@ -251,6 +260,8 @@ class DeviceSupervisor:
             return active is not None and active.has_ended
         if active is None or active.has_ended or (spare is not None and spare.has_ended):
             return True
+        if active.has_said("full"):
+            return True
         if spare is None:
             return time.monotonic() >= self._spare_from
         return bool(spare.hung_because)
@@ -265,9 +276,16 @@ class DeviceSupervisor:
             await self._take_care(0.0, "", time.monotonic())
         elif active.has_ended:
             await self._succeed(active)
+        elif active.take_event("full"):
+            self.is_full = await self._host.note_full(self.plan.device)
+            if not self.is_full:
+                with contextlib.suppress(PartitionError):
+                    await active.request("report")
         elif spare is not None and spare.has_ended:
             await self.crew.bury(spare)
             self._spare_from = time.monotonic() + SPARE_RETRY_S
+        elif spare is not None and spare.hung_because and self.is_full:
+            spare.hung_because = ""  # it waits for room, and so does the VM
         elif spare is not None and spare.hung_because:
             active.hung_because = spare.hung_because
             spare.hung_because = ""

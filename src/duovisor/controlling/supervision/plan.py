@@ -82,6 +82,10 @@ class Host(Protocol):
         """Plug a network card's cable in or out."""
         ...
 
+    async def note_full(self, device: str) -> bool:
+        """Its driver met an error for want of room, or might have; False when that was not why."""
+        ...
+
     async def resume(self) -> None:
         """Let the processors go on."""
         ...

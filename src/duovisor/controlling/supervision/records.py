@@ -20,6 +20,8 @@ class DriverEventKind(StrEnum):
     FORMAT_DIED = "format-died"
     FORMAT_RECOVERED = "format-recovered"
     GONE = "device-gone"
+    FULL = "disk-full"
+    ROOM = "disk-room"
 
 
 class DriverEvent(NamedTuple):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MESSAGE_CHARACTERS = 500
 LAST_WORDS_S = 0.05  # what it said before it died may still be on its way
-EVENTS = ("serving", "hung", "interrupted", "failed", "queue_failed")
+EVENTS = ("serving", "hung", "interrupted", "failed", "queue_failed", "full")
 
 
 class Seat:
@@ -81,6 +81,16 @@ class Seat:
     ) -> dict[str, Any]:
         """Give an order and wait for its answer. Raises ``PartitionError``: refused, ended or silent."""
         return await self._control.request(order, descriptors=descriptors, **fields)
+
+    def take_event(self, event: str) -> bool:
+        """Whether the partition has told this event since it was last asked."""
+        was_told = event in self._said
+        self._said.discard(event)
+        return was_told
+
+    def note(self, event: str) -> None:
+        """It is known to be so, though it could not tell us."""
+        self._said.add(event)
 
     def serves(self) -> None:
         """It is known to serve, though it could not tell us."""

@@ -97,7 +97,8 @@ class VmStatus(Model):
 
     ``addresses`` are those of its cards, where they are known.
 
-    ``restart_needed``: the definition was changed since the VM started.
+    ``restart_needed``: the definition was changed since the VM started. ``full_disks``: it stands still until
+    there is room on the host for what its guest writes to these.
     """
 
     state: State
@@ -112,6 +113,7 @@ class VmStatus(Model):
     drivers: tuple[DriverStatus, ...] = ()
     addresses: tuple[CardAddress, ...] = ()
     faults: tuple[Fault, ...] = ()
+    full_disks: tuple[str, ...] = ()
     action: str = ""
     restart_needed: bool = False
 
@@ -166,6 +168,8 @@ class EventKind(StrEnum):
     DEVICE_ATTACHED = "device-attached"
     DEVICE_DETACHED = "device-detached"
     DEVICE_GONE = "device-gone"
+    DISK_FULL = "disk-full"
+    DISK_ROOM = "disk-room"
     ADOPTED = "adopted"
     ROLLED_BACK = "rolled-back"
 

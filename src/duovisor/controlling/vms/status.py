@@ -45,6 +45,7 @@ def build_active_status(machine: Machine, run: RunDocument, record: VmRecord, ac
         drivers=tuple(device.describe() for device in machine.devices.values()),
         addresses=list_addresses(description.spec),
         faults=run.faults,
+        full_disks=machine.current.full,
         action=action,
         restart_needed=description.spec.without_places() != record.spec,
     )

@@ -1,0 +1,60 @@
+"""Watches the free space of all pools, and tells once when it gets low, and once when it is not any more."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from duovisor.controlling.storage.errors import PoolUnavailableError
+from duovisor.controlling.storage.folder import Folder, Space
+from duovisor.spec.sizes import format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from duovisor.controlling.storage.pools import Pools
+
+    Tell = Callable[[str, str, str], None]
+
+LOOK_S = 30.0
+# low is less than both; enough again with half as much more, so that it does not go to and fro
+LOW_SHARE, LOW_BYTES = 0.1, 10 << 30
+MARGIN = 1.5
+LOW, ROOM = "pool.low", "pool.room"
+
+
+class SpaceWatch:
+    """``tell`` takes an action (``pool.low``, ``pool.room``), a pool and a message."""
+
+    def __init__(self, pools: Pools, tell: Tell) -> None:
+        self._pools = pools
+        self._tell = tell
+        self._low: set[str] = set()
+
+    async def run(self) -> None:
+        """Look again and again, until cancelled."""
+        while True:
+            await self.look()
+            await asyncio.sleep(LOOK_S)
+
+    async def look(self) -> None:
+        """Look at all pools once; one that is away is passed over."""
+        found = {pool.id: pool.document.path for pool in await self._pools.list()}
+        self._low.intersection_update(found)
+        for name, path in found.items():
+            try:
+                space = await asyncio.to_thread(Folder(name, path).read_space)
+            except PoolUnavailableError:
+                continue
+            free = f"{format_bytes(space.free_bytes)} of {format_bytes(space.capacity_bytes)} are free"
+            if name not in self._low and is_low(space):
+                self._low.add(name)
+                self._tell(LOW, name, f"{free}; a VM that finds no room stands still until there is some")
+            elif name in self._low and not is_low(space, MARGIN):
+                self._low.discard(name)
+                self._tell(ROOM, name, free)
+
+
+def is_low(space: Space, margin: float = 1.0) -> bool:
+    """Whether a pool has too little free space; pure."""
+    return space.free_bytes < margin * min(LOW_BYTES, space.capacity_bytes * LOW_SHARE)
