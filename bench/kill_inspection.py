@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Document = dict[str, Any]
 
 ACTIVE = ("starting", "running", "paused", "stopping")
-PERMANENT = {"vms", "duovisord.sock", "memory", "networks"}
+PERMANENT = {"vms", "duovisord.sock", "memory"}
 
 _LATEST_RUNS = """
     SELECT key, value FROM history AS h WHERE key >= ? AND key < ? AND version > 0

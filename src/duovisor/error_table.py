@@ -53,6 +53,7 @@ MEANINGS: dict[str, Meaning] = {
     "memory-file": _HOST_CANNOT,
     "unplug-timeout": _TIMED_OUT,
     "unplug-refused": _CONFLICT,
+    "tray-locked": _CONFLICT,
     "migration-stream": _FAILED,
     "migration-untranslatable": _HOST_CANNOT,
     "migration-failed": _FAILED,

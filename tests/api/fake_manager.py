@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from duovisor.controlling.store.interface import Store
     from duovisor.controlling.vms.volumes import Lend
     from duovisor.directories import Directories
+    from duovisor.spec.cdrom import CdromSpec
     from duovisor.spec.vm import VirtualMachineSpec
 
 SLOW_S = 60.0
@@ -156,6 +157,14 @@ class FakeVmManager:
     async def delete(self, name: str, if_revision: int) -> None:
         self._require(await self._seen(name, if_revision), *NOT_RUNNING)
         del self._vms[name]
+
+    async def change_medium(
+        self, name: str, drive: int, cdrom: CdromSpec, progress: Progress, *, force: bool
+    ) -> None:
+        vm = await self.get(name)
+        if drive >= len(vm.record.spec.cdroms):
+            raise DeviceNotFoundError(f"{name} has no CD-ROM drive cdrom{drive}")
+        progress(100, f"cdrom{drive}: {cdrom.path}")
 
     async def read_guest(self, name: str) -> GuestInfo:
         self._require(await self.get(name), State.RUNNING)

@@ -60,7 +60,7 @@ def test_devices_come_and_go(api: Api, name: str) -> None:
     for path, wrong in (
         ("attach-disk", {}),
         ("attach-disk", {"disk": {"path": "/a", "slot": 99}}),
-        ("attach-nic", {"nic": {"network": "no/network"}}),
+        ("attach-nic", {"nic": {"network": "none"}}),
         ("detach-disk", {"device": "nic0"}),
         ("detach-nic", {"device": "nic0", "timeout_s": 0}),
     ):

@@ -78,6 +78,13 @@ on_driver_failure = "pause"
 driver_hang_s = 5
 """,
     ),
+    Case(
+        "cdroms",
+        (
+            "--name", "cdroms", "--cdrom", "/srv/install.iso", "--cdrom", "empty", "--nic", "user",
+            "--disk", "/srv/system.raw", "--boot-order", "cdrom,network,disk",
+        ),
+    ),
     Case("uefi", ("--name", "uefi", "--firmware", "uefi", "--disk", "/srv/system.raw")),
     Case(
         "secure-boot",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.fat_image import build_fat
 from tests.vm.service_host import ANY, BOOT_TIMEOUT_S, Rest
+from tests.vm.waiting import wait_said
 
 from duovisor.client.errors import ApiError
 from duovisor.client.service import vm_path
@@ -28,15 +29,6 @@ echo {ENDED}
 """
 KEPT = "74 70 65 6B"  # little endian
 NAME = "firm"
-
-
-def wait_said(rest: Rest, text: str, times: int) -> str:
-    """What the guest has printed, as soon as that has a text so many times."""
-    deadline = time.monotonic() + BOOT_TIMEOUT_S
-    while (said := rest.log(NAME)).count(text) < times:
-        assert time.monotonic() < deadline, said
-        time.sleep(0.2)  # nothing tells what a guest prints but a console, which this is not about
-    return said
 
 
 def switch(host: ServiceHost, design: str) -> None:
@@ -68,17 +60,17 @@ def test_what_firmware_keeps_outlives_its_runs_its_design_and_its_vmm(host: Serv
     rest = Rest(host, spec)
     rest.create(NAME, "microkernelized")
     rest.act(NAME, "start")
-    assert KEPT not in wait_said(rest, ENDED, 1)
+    assert KEPT not in wait_said(rest, NAME, ENDED, 1)
     check_tpm(host, rest)
     rest.act(NAME, "stop")
     without = {**spec, "name": NAME, "design": "monolithic", "tpm": False}
     rest.request("PUT", vm_path(NAME), {"spec": without}, **ANY)
     rest.act(NAME, "start")
-    assert wait_said(rest, ENDED, 2).count(KEPT) == 1
+    assert wait_said(rest, NAME, ENDED, 2).count(KEPT) == 1
     for design in ("microkernelized", "monolithic"):
         switch(host, design)
     rest.act(NAME, "reset")  # the firmware reads its variables again
-    assert wait_said(rest, ENDED, 3).count(KEPT) == 2
+    assert wait_said(rest, NAME, ENDED, 3).count(KEPT) == 2
     rest.act(NAME, "stop")
     (variables,) = host.directories.state.glob("vms/*/*.fd")
     assert variables.name == "uefi-vars.fd"

@@ -17,6 +17,7 @@ COMMANDS = {
     "edit": ("vm_edit:edit", "Change a VM's definition."),
     "autostart": ("vm_edit:autostart", "Let a VM start with the host, or not."),
     "reset-nvram": ("vm_firmware:reset_nvram", "Forget UEFI variables: boot entries, keys."),
+    "cdrom": ("vm_cdrom:command", "Put a medium into a CD-ROM drive, or take it out."),
     "guest": ("vm_guest:guest", "Show what a VM's guest tells: system, addresses."),
     "fsfreeze": ("vm_guest:fsfreeze", "Freeze guests' file systems for a while."),
     "fsthaw": ("vm_guest:fsthaw", "Thaw guests' file systems."),

@@ -138,8 +138,8 @@ def _describe_record(record: dict[str, Any]) -> dict[str, str]:
         "memory": format_mib(spec["memory_mib"]),
         "firmware": _describe_firmware(spec),
         "kernel": spec["kernel"]["path"] if spec["kernel"] else "-",
-        **({"screen": f"yes; duovisor vm screenshot {record['name']} FILE"} if spec["graphics"] else {}),
         "disks": "\n".join(_describe_disk(disk) for disk in spec["disks"]) or "-",
+        **({"CD-ROMs": _describe_cdroms(spec)} if spec["cdroms"] else {}),
         "nics": "\n".join(_describe_nic(nic) for nic in spec["nics"]) or "-",
         "autostart": starts if autostart["enabled"] else "no",
         "uuid": record["uuid"],
@@ -148,9 +148,17 @@ def _describe_record(record: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def _describe_cdroms(spec: dict[str, Any]) -> str:
+    media = [cdrom["volume"] or cdrom["path"] or "empty" for cdrom in spec["cdroms"]]
+    return "\n".join(f"cdrom{index}: {medium}" for index, medium in enumerate(media))
+
+
 def _describe_firmware(spec: dict[str, Any]) -> str:
     traits = {"secure boot": spec["secure_boot"], "TPM": spec["tpm"]}
-    return ", ".join([spec["firmware"], *(name for name, there in traits.items() if there)])
+    parts = [spec["firmware"], *(name for name, there in traits.items() if there)]
+    if spec["boot_order"] != ["disk", "cdrom"]:
+        parts.append(f"starts from {', '.join(spec['boot_order']) or 'nothing'}")
+    return ", ".join(parts)
 
 
 def _describe_guest(told: dict[str, Any]) -> dict[str, str]:
@@ -184,8 +192,6 @@ def _describe_devices(devices: list[dict[str, Any]], drivers: list[dict[str, Any
 
 
 def _describe_disk(disk: dict[str, Any]) -> str:
-    if disk["cloud_init"] is not None:
-        return "cloud-init (made at each start, read only)"
     traits = ["volume" if disk["volume"] else disk["format"], *(["read only"] if disk["read_only"] else [])]
     traits += [f"serial {disk['serial']}"] if disk["serial"] else []
     traits += [f"driver {disk['driver']}"] if disk["driver"] != "block" else []

@@ -40,6 +40,18 @@ _OPTIONS = (
         "driver, key_file, sector_bytes. Repeatable.",
     ),
     click.option(
+        "--cdrom",
+        "cdroms",
+        multiple=True,
+        metavar="PATH|volume=NAME|empty",
+        help="A CD-ROM drive with an ISO image in it, or empty. Repeatable.",
+    ),
+    click.option(
+        "--boot-order",
+        metavar="KIND[,KIND…]",
+        help="Of disk, cdrom, network: what firmware starts from.  [default: disk,cdrom]",
+    ),
+    click.option(
         "--nic",
         "nics",
         multiple=True,
@@ -122,6 +134,10 @@ def build_document(base: Mapping[str, Any], options: Mapping[str, Any]) -> dict[
         document.setdefault("firmware", "direct-kernel")
     if options["disks"]:
         document["disks"] = [*document.get("disks", ()), *map(parse_disk, options["disks"])]
+    if options["cdroms"]:
+        document["cdroms"] = [*document.get("cdroms", ()), *map(parse_cdrom, options["cdroms"])]
+    if options["boot_order"] is not None:
+        document["boot_order"] = [kind.strip() for kind in options["boot_order"].split(",")]
     if options["devices"]:
         devices = [{"driver": find_driver(each)} for each in options["devices"]]
         document["devices"] = [*document.get("devices", ()), *devices]
@@ -136,6 +152,7 @@ def _check_kinds(document: Mapping[str, Any]) -> None:
         ("disks", list | tuple, "a list"),
         ("nics", list | tuple, "a list"),
         ("devices", list | tuple, "a list"),
+        ("cdroms", list | tuple, "a list"),
         ("ports", list | tuple, "a list"),
         ("kernel", dict, "a mapping"),
     ):
@@ -168,6 +185,13 @@ def parse_disk(text: str) -> dict[str, Any]:
     if isinstance(document.get("key_file"), str):
         document["key_file"] = str(Path(document["key_file"]).absolute())
     return document
+
+
+def parse_cdrom(text: str) -> dict[str, Any]:
+    """``PATH``, ``volume=[POOL/]NAME`` or ``empty`` as a CD-ROM drive's document, with an absolute path."""
+    if text.startswith(VOLUME):
+        return {"volume": text.removeprefix(VOLUME)}
+    return {} if text == "empty" else {"path": str(Path(text).absolute())}
 
 
 def find_driver(text: str) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from duovisor.controlling.key_files import KEY_MEMORY
 from duovisor.controlling.resources.group_folder import find_group, read_limits
 from duovisor.controlling.resources.scope import NAME as SCOPE
-from duovisor.spec.vm import Design
+from duovisor.spec.vm import Design, DiskSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,7 +85,8 @@ def _drivers_of(process: ProcessDescription, machine: MachineDescription) -> tup
         return ()
     disks = [f"disk{index}" for index, _ in machine.spec.numbered_disks()]
     nics = [f"nic{index}" for index, _ in machine.spec.numbered_nics()]
-    return (*disks, *nics, *(f"device{index}" for index in range(len(machine.spec.devices))))
+    cdroms = [f"cdrom{index}" for index in range(len(machine.spec.cdroms))]
+    return (*disks, *cdroms, *nics, *(f"device{index}" for index in range(len(machine.spec.devices))))
 
 
 def _read_process(
@@ -121,7 +122,7 @@ def _host_access(pid: int, machine: MachineDescription) -> Iterator[str]:
 
 def _held(pid: int, machine: MachineDescription) -> Iterator[str]:
     """What the process's descriptors and mappings stand for."""
-    images = {_find_identity(disk.path): disk for disk in machine.spec.disks}
+    images = {_find_identity(disk.path): disk for disk in machine.spec.media}
     for link in (PROC / str(pid) / "fd").iterdir():
         try:
             target, status = os.readlink(link), link.stat()
@@ -129,7 +130,8 @@ def _held(pid: int, machine: MachineDescription) -> Iterator[str]:
             continue
         disk = images.get((status.st_dev, status.st_ino))
         if disk is not None:
-            yield f"image {disk.path} ({'read-only' if disk.read_only else 'read-write'})"
+            writes = isinstance(disk, DiskSpec) and not disk.read_only
+            yield f"image {disk.path} ({'read-write' if writes else 'read-only'})"
         elif stat.S_ISCHR(status.st_mode) and target != "/dev/null" and not target.startswith("/dev/pts"):
             yield f"device {target}"
         elif stat.S_ISBLK(status.st_mode):

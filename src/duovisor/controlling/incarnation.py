@@ -28,7 +28,8 @@ from duovisor.controlling.machine_devices import plan_nic
 from duovisor.controlling.machine_disks import adopt_disk, plan_disk
 from duovisor.controlling.machine_drivers import adopt_device, plan_device
 from duovisor.controlling.machine_formats import adopt_keeper, build_format_environment, is_format_process
-from duovisor.controlling.machine_networks import adopt_tap, open_taps, restore_rules
+from duovisor.controlling.machine_networks import adopt_tap, open_taps
+from duovisor.controlling.media.drives import Media, is_media_server
 from duovisor.controlling.network_helper import start_network_helper
 from duovisor.controlling.plugging.recovery import settle_plugging
 from duovisor.controlling.preflight import find_sandbox_tools
@@ -104,6 +105,7 @@ class Incarnation:
         self.full: tuple[str, ...] = ()
         self.on_full: Callable[[str], Awaitable[bool]] = _let_wait
         self.files: dict[str, ExitStack] = {}  # of devices that were plugged in
+        self.media = Media(vmm.run_dir, note, tell)
         self._keepers: dict[str, FormatKeeper] = {}
         self._fixed: tuple[ProcessDescription, ...] = ()
         self._factories = factories
@@ -127,7 +129,7 @@ class Incarnation:
             plan=PlanDescription(
                 argv=plan.argv, sockets=plan.sockets, channels=plan.channels, bound=plan.bound
             ),
-            processes=(*self._fixed, *formats, *crews),
+            processes=(*self._fixed, *formats, *map(find_program, self.media.describe()), *crews),
             change=self.change,
             full=self.full,
         )
@@ -214,14 +216,13 @@ class Incarnation:
         ``QmpTimeoutError``; ``let_go`` then.
         """
         others = (each for each in left.processes if not each.control)
-        self._fixed = tuple(each for each in others if not is_format_process(each))
+        self._fixed = tuple(e for e in others if not is_format_process(e) and not is_media_server(e))
         running = {each.device: adopt_process(each, self.run_dir) for each in self._fixed}
         found = running.pop("", None)
         self.helpers = {name: process for name, process in running.items() if process is not None}
         if found is None:
             raise VmmGoneError(f"{self.name}: the VMM has ended")
         await self.vmm.adopt(found)
-        await asyncio.to_thread(restore_rules, self.spec, [each.pid for each in left.processes])
         if self.decision.kind is VmmKind.QEMU:
             await settle_plugging(self, left)
             self.full = tuple(dict.fromkeys((*left.full, *await self.vmm.list_full_disks())))
@@ -234,6 +235,7 @@ class Incarnation:
         """End all processes and remove what they left."""
         async with AsyncExitStack() as stack:
             stack.callback(self.held.close)
+            stack.push_async_callback(self.media.end)
             for helper in self.helpers.values():
                 # with the VMM gone their channel is closed and most have ended by themselves
                 stack.push_async_callback(helper.stop, grace_s=1.0)
@@ -252,6 +254,7 @@ class Incarnation:
             if name not in self.devices:
                 await keeper.detach()
         await self.vmm.detach()
+        await self.media.let_go()
         for helper in self.helpers.values():
             helper.release()
         self.held.close()
@@ -350,6 +353,8 @@ class Incarnation:
         if self.decision.kind is VmmKind.THIN:
             console = open_console(self.spec, self.run_dir, console_log, self.held)
             self.add_device(plan_console(self.spec, console))
+        if self.spec.cdroms:
+            self.media.start(self.spec, self._build_format_environment(checked.tools, checked.capabilities))
         await self._plan_disks(checked, old)
         for index, _ in self.spec.numbered_nics():
             if (tap := self.taps.get(nic_socket(index))) is not None:
@@ -440,6 +445,8 @@ class Incarnation:
             pids = [each.pid for each in found]
             console = adopt_console(self.spec, self.run_dir, console_log, pids, self.held)
             await self._adopt_device(plan_console(self.spec, console), found)
+        if self.spec.cdroms:
+            await self._adopt_media(left, await asyncio.to_thread(capabilities))
         for index, disk in self.spec.numbered_disks():
             found = _find_partitions(left, disk_socket(index))
             if disk.format is not DiskFormat.RAW:
@@ -457,6 +464,11 @@ class Incarnation:
             found = _find_partitions(left, device_socket(index))
             opened = adopt_device(device, [each.pid for each in found], self.held)
             await self._adopt_device(plan_device(self.spec, index, opened, self.held), found)
+
+    async def _adopt_media(self, left: IncarnationDescription, capabilities: HostCapabilities) -> None:
+        tools = find_sandbox_tools(self.spec.design, capabilities)
+        environment = self._build_format_environment(tools, capabilities)
+        self.media.adopt(self.spec, left.processes, environment, self.run_dir)
 
     async def _adopt_formatted(
         self, index: int, left: IncarnationDescription, capabilities: HostCapabilities

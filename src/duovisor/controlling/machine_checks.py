@@ -9,6 +9,7 @@ from duovisor.controlling.disk_files import open_disk
 from duovisor.controlling.firmware_files import find_firmware, make_variables
 from duovisor.controlling.machine_drivers import open_device
 from duovisor.controlling.machine_networks import check_networks
+from duovisor.controlling.media.server import FOLDER, check_media
 from duovisor.controlling.preflight import (
     check_boot_files,
     check_kvm_device,
@@ -85,6 +86,7 @@ class CheckedStart(NamedTuple):
             device_types=tuple(device.device_type for device in self.devices),
             libraries=find_libraries(),
             channels=run_dir / CHANNELS,
+            media=run_dir / FOLDER,
         )
         gids = find_kvm_gids(self.capabilities)
         return build_launch_plan(self.spec, qemu, self.decision.accelerator, paths, gids)
@@ -112,6 +114,7 @@ def check_start(spec: VirtualMachineSpec, capabilities: HostCapabilities) -> Che
     check_boot_files(spec)
     find_firmware(spec)
     check_networks(spec)
+    check_media(spec, capabilities)
     tpm = find_tpm_environment(spec, capabilities)
     tools = find_sandbox_tools(spec.design, capabilities)
     kept = spec.design is Design.MICROKERNELIZED  # else QEMU opens and locks them itself

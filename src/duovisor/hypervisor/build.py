@@ -6,7 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from duovisor.hypervisor.plan import LaunchPlan, VmmPaths
-from duovisor.hypervisor.qemu import console, devices, disks, firmware, machine, nics, pci, screen, tpm
+from duovisor.hypervisor.qemu import (
+    cdroms,
+    console,
+    devices,
+    disks,
+    firmware,
+    machine,
+    nics,
+    pci,
+    screen,
+    tpm,
+)
 from duovisor.sandbox import ResourceLimits, Sandbox, uid_of
 from duovisor.spec.vm import Accelerator, Design, Firmware
 
@@ -48,6 +59,7 @@ def build_launch_plan(
         *firmware.build_firmware(spec, paths, sandboxed=sandboxed),
         *pci.build_hot_plug_bus(),
         *disks.build_disks(spec, qemu, paths.block_devices, paths.chains),
+        *cdroms.build_cdroms(spec),
         *nics.build_nics(spec, qemu, accelerator),
         *devices.build_devices(spec, qemu, paths.device_types),
         *tpm.build_tpm(spec),
@@ -94,6 +106,8 @@ def build_vmm_sandbox(
     if spec.firmware is Firmware.UEFI and paths.uefi_code and paths.uefi_vars:
         read_only.append((paths.uefi_code, firmware.SANDBOX_UEFI_CODE))
         writable.append((paths.uefi_vars, firmware.SANDBOX_UEFI_VARS))
+    if spec.cdroms:
+        read_only.append((paths.media, cdroms.SANDBOX_MEDIA))
     writable.append((paths.channels, nics.SANDBOX_CHANNELS))  # of cards that it has, or is given later
     kvm = accelerator is Accelerator.KVM
     return Sandbox(

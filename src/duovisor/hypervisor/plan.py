@@ -77,7 +77,8 @@ class VmmPaths:
     ``block_devices`` holds those disk paths of the specification that are block devices, not files, and
     ``chains`` the images of each disk with those that they are based on;
     ``device_types`` has virtio's number of the type of each device beside disks and network cards;
-    ``libraries`` is the folder of this machine's shared libraries, ``channels`` where the VMM binds sockets.
+    ``libraries`` is the folder of this machine's shared libraries, ``channels`` where the VMM binds
+    sockets, ``media`` where media servers listen.
     """
 
     qemu: Path
@@ -89,3 +90,4 @@ class VmmPaths:
     device_types: tuple[int, ...] = ()
     libraries: Path = Path("/usr/lib/x86_64-linux-gnu")
     channels: Path = Path("/run/duovisor/channels")
+    media: Path = Path("/run/duovisor/media")

@@ -84,6 +84,8 @@ def find_obstacle(spec: VirtualMachineSpec, accelerator: Accelerator) -> str | N
         return "the thin VMM runs on KVM alone"
     if spec.firmware is not Firmware.DIRECT_KERNEL:
         return f"the thin VMM loads a kernel itself and has no {spec.firmware.upper()}"
+    if spec.cdroms:
+        return "the thin VMM has no CD-ROM drive"
     if spec.tpm:
         return "the thin VMM has no TPM"
     if spec.graphics:

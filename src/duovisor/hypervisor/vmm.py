@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from duovisor import process
-from duovisor.hypervisor import plugging, screen
+from duovisor.hypervisor import drives, plugging, screen
 from duovisor.hypervisor.errors import HypervisorError, QmpTimeoutError, VmmGoneError, VmmStartError
 from duovisor.hypervisor.lifecycle import ENDED, Lifecycle, State
 from duovisor.hypervisor.migration import handover
@@ -443,6 +443,19 @@ class Vmm:
         """What its screen shows, as PNG. Raises ``WrongStateError`` or ``QmpError``."""
         self.lifecycle.require(LIVE, "look at the screen of")
         return await screen.take_picture(self._qmp)
+
+    async def eject_medium(self, drive: str, node: str, *, force: bool) -> None:
+        """Empty a CD-ROM drive, in which ``node`` may be.
+
+        Raises ``WrongStateError``, ``TrayLockedError`` with everything as it was, or ``QmpError``.
+        """
+        self.lifecycle.require(LIVE, "change a CD-ROM of")
+        await drives.eject(self._qmp, drive, node, force=force)
+
+    async def insert_medium(self, drive: str, medium: dict[str, Any]) -> None:
+        """Put a medium into an empty CD-ROM drive. Raises ``WrongStateError`` or ``QmpError``."""
+        self.lifecycle.require(LIVE, "change a CD-ROM of")
+        await drives.insert(self._qmp, drive, medium)
 
     async def set_link(self, nic: str, *, up: bool) -> None:
         """Plug the cable of a network card in or out. Raises ``WrongStateError`` or ``QmpError``."""

@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from duovisor.spec.cdrom import BOOT_ORDER, MAX_CDROMS, BootDevice, CdromSpec
 from duovisor.spec.cloud_init import CloudInitSpec
 from duovisor.spec.firewall import Firewall
 from duovisor.spec.model import SpecModel
@@ -404,6 +405,8 @@ class VirtualMachineSpec(SpecModel):
     graphics: bool = False
     kernel: KernelSpec | None = None
     disks: tuple[DiskSpec, ...] = Field(default=(), max_length=MAX_DISKS)
+    cdroms: tuple[CdromSpec, ...] = Field(default=(), max_length=MAX_CDROMS)
+    boot_order: tuple[BootDevice, ...] = Field(default=BOOT_ORDER, max_length=len(BootDevice))
     nics: tuple[NicSpec, ...] = Field(default=(), max_length=MAX_NICS)
     devices: tuple[DeviceSpec, ...] = Field(default=(), max_length=MAX_DEVICES)
     ports: tuple[PortName, ...] = Field(default=(), max_length=8)
@@ -428,6 +431,8 @@ class VirtualMachineSpec(SpecModel):
             raise ValueError(f"a kernel is loaded only with firmware direct-kernel, not {self.firmware}")
         if self.secure_boot and self.firmware is not Firmware.UEFI:
             raise ValueError(f"secure_boot is for firmware uefi, not {self.firmware}")
+        if len(set(self.boot_order)) < len(self.boot_order):
+            raise ValueError(f"boot_order names a kind of device twice: {', '.join(self.boot_order)}")
         if sum(disk.cloud_init is not None for disk in self.disks) > 1:
             raise ValueError("two disks have cloud_init; a guest reads one")
         places = [disk.volume or disk.path for disk in self.disks]
@@ -456,6 +461,11 @@ class VirtualMachineSpec(SpecModel):
         """The named ports: those that were asked for, and the guest agent's behind them."""
         return (*self.ports, AGENT_PORT) if self.guest_agent else self.ports
 
+    @property
+    def media(self) -> tuple[DiskSpec | CdromSpec, ...]:
+        """All that may name an image or a volume."""
+        return (*self.disks, *self.cdroms)
+
     def numbered_disks(self) -> tuple[tuple[int, DiskSpec], ...]:
         """Each disk with its slot."""
         return tuple((at if d.slot is None else d.slot, d) for at, d in enumerate(self.disks))
@@ -478,4 +488,5 @@ class VirtualMachineSpec(SpecModel):
         disks = tuple(disk.model_copy(update=found) if disk.is_found else disk for disk in self.disks)
         lent = {"bridge": None, "address": None}
         nics = tuple(nic.model_copy(update=lent) if nic.managed_network else nic for nic in self.nics)
-        return self.model_copy(update={"disks": disks, "nics": nics})
+        cdroms = tuple(CdromSpec(volume=each.volume) if each.volume else each for each in self.cdroms)
+        return self.model_copy(update={"disks": disks, "cdroms": cdroms, "nics": nics})

@@ -49,6 +49,24 @@ def test_options_take_the_file_s_place() -> None:
     assert base["cpus"] == 1  # the file's document is not changed
 
 
+def test_cdroms_and_boot_order() -> None:
+    given = (
+        "--cdrom",
+        "a.iso",
+        "--cdrom",
+        "empty",
+        "--cdrom",
+        "volume=isos/b",
+        "--boot-order",
+        "cdrom, disk",
+    )
+    assert build(*given, base={"cdroms": [{}]}) == {
+        "cdroms": [{}, {"path": os.path.abspath("a.iso")}, {}, {"volume": "isos/b"}],
+        "boot_order": ["cdrom", "disk"],
+    }
+    assert "cdroms: 5 is not a list" in refuse("--cdrom", "a.iso", base={"cdroms": 5})
+
+
 def test_secure_boot_means_uefi() -> None:
     assert build("--secure-boot") == {"secure_boot": True, "firmware": "uefi"}
     assert build("--secure-boot", "--firmware", "bios")["firmware"] == "bios"  # which the check refuses

@@ -56,8 +56,8 @@ HAD = {
     "ports",
     "guest_agent",
 }
-REFUSED = {"design", "accelerator", "firmware", "secure_boot", "tpm", "graphics"}
-OF_OTHERS = {"vmm"}
+REFUSED = {"design", "accelerator", "firmware", "secure_boot", "tpm", "graphics", "cdroms"}
+OF_OTHERS = {"vmm", "boot_order"}
 
 
 def test_no_field_of_a_specification_is_quietly_dropped() -> None:

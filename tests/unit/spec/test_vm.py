@@ -116,6 +116,19 @@ def test_the_agent_s_port_is_the_last() -> None:
     assert "leave it out of ports" in refuse(ports=["org.qemu.guest_agent.0"], guest_agent=True)
 
 
+def test_cdroms_and_what_is_started_from() -> None:
+    spec = build(cdroms=["/srv/a.iso", {}, {"volume": "isos/b"}], boot_order=["network", "disk"])
+    assert [each.path for each in spec.cdroms] == ["/srv/a.iso", "", ""]
+    assert [each.is_empty for each in spec.cdroms] == [False, True, False]
+    assert spec.boot_order == ("network", "disk")
+    assert build().boot_order == ("disk", "cdrom")
+    assert "names a kind of device twice: disk, disk" in refuse(boot_order=["disk", "disk"])
+    assert "boot_order.0" in refuse(boot_order=["floppy"])
+    assert "at most 4" in refuse(cdroms=[{}] * 5)
+    found = spec.model_copy(update={"cdroms": (spec.cdroms[2].model_copy(update={"path": "/pool/b"}),)})
+    assert found.without_places().cdroms == (spec.cdroms[2],)
+
+
 def test_secure_boot_is_uefi_s() -> None:
     assert build(firmware="uefi", secure_boot=True).secure_boot
     assert "secure_boot is for firmware uefi, not bios" in refuse(secure_boot=True)

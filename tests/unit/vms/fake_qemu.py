@@ -316,6 +316,8 @@ class FakeQemu:
                 return "".join(f"{name}: index=0,type=user\r\n" for name in names["netdevs"])
             case "query-status":
                 return {"status": self.status}
+            case "query-named-block-nodes":
+                return []
             case "query-migrate-capabilities":
                 return [{"capability": name, "state": False} for name in MIGRATION_CAPABILITIES]
         return {}

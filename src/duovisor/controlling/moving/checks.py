@@ -10,6 +10,7 @@ from duovisor.controlling.disk_files import open_disk, open_image_file
 from duovisor.controlling.formats.chain import read_chain
 from duovisor.controlling.machine_checks import CheckedStart
 from duovisor.controlling.machine_networks import check_networks
+from duovisor.controlling.media.server import check_media
 from duovisor.controlling.moving.errors import MoveRefusedError
 from duovisor.controlling.preflight import check_boot_files, find_sandbox_tools
 from duovisor.controlling.supervision.records import DeviceState
@@ -46,6 +47,7 @@ def check_move(machine: Machine, design: Design, capabilities: HostCapabilities)
             )
     check_boot_files(spec)
     check_networks(spec)
+    check_media(spec, capabilities)
     with ExitStack() as stack:
         disks: tuple[OpenDisk, ...] = ()
         if (machine.spec.design, design) == (Design.MONOLITHIC, Design.MICROKERNELIZED):

@@ -39,5 +39,7 @@ def build_helper_group_limits(spec: VirtualMachineSpec) -> GroupLimits:
 def build_vm_group_limits(spec: VirtualMachineSpec) -> GroupLimits:
     """For all processes of a VM together; the guest's memory is there once."""
     vmm = build_vmm_group_limits(spec)
-    helpers = HELPERS_PER_DEVICE * (len(spec.disks) + len(spec.nics) + len(spec.devices) + spec.tpm)
+    helpers = HELPERS_PER_DEVICE * (
+        len(spec.disks) + len(spec.nics) + len(spec.devices) + len(spec.cdroms) + spec.tpm
+    )
     return GroupLimits(vmm.memory_mib + helpers * HELPER_MIB, vmm.processes + helpers * HELPER_PROCESSES)

@@ -22,6 +22,7 @@ from duovisor.controlling.service.errors import (
 from duovisor.controlling.service.gate import Gate
 from duovisor.controlling.service.replies import ERRORS, build_error_reply
 from duovisor.controlling.service.routes import (
+    cdroms,
     console,
     drivers,
     events,
@@ -61,6 +62,7 @@ ROUTERS = (
     vm_devices,
     firmware,
     guests,
+    cdroms,
     snapshots,
     console,
     screen,

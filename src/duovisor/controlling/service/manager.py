@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         RecoveryReport,
         VmView,
     )
+    from duovisor.spec.cdrom import CdromSpec
     from duovisor.spec.vm import Design, DiskSpec, NicSpec, VirtualMachineSpec
 
 
@@ -95,6 +96,10 @@ class VmManager(Protocol):
     async def detach(self, name: str, device: str, timeout_s: float, progress: Progress) -> None: ...
 
     async def resize_volume(self, volume: str, size_bytes: int) -> None: ...
+
+    async def change_medium(
+        self, name: str, drive: int, cdrom: CdromSpec, progress: Progress, *, force: bool
+    ) -> object: ...
 
     async def replace_driver(self, name: str, device: str, *, latest: bool) -> Replacement: ...
 

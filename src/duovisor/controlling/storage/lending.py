@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 from duovisor.controlling.storage.chains import read_volume_chain
 from duovisor.controlling.storage.errors import VolumeRefusedError
 from duovisor.controlling.storage.records import VolumeRef
-from duovisor.spec.vm import BLOCK_DRIVER, DiskFormat
+from duovisor.spec.vm import BLOCK_DRIVER, DiskFormat, DiskSpec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from duovisor.controlling.storage.storage import Storage
     from duovisor.controlling.storage.volumes import Volume
-    from duovisor.spec.vm import DiskSpec, VirtualMachineSpec
+    from duovisor.spec.cdrom import CdromSpec
+    from duovisor.spec.vm import VirtualMachineSpec
 
 
 class Lender:
@@ -35,7 +36,19 @@ class Lender:
         """
         with ExitStack() as held:
             disks = [await self._lend_disk(disk, held) for disk in spec.disks]
-            yield spec.model_copy(update={"disks": tuple(disks)})
+            cdroms = [await self._lend_medium(cdrom, held) for cdrom in spec.cdroms]
+            yield spec.model_copy(update={"disks": tuple(disks), "cdroms": tuple(cdroms)})
+
+    async def _lend_medium(self, cdrom: CdromSpec, held: ExitStack) -> CdromSpec:
+        """What is in a CD-ROM drive is only read, and is no other format than it looks."""
+        if cdrom.is_empty:
+            return cdrom
+        found = await self._lend_disk(DiskSpec(path=cdrom.path, volume=cdrom.volume, read_only=True), held)
+        if found.format is not DiskFormat.RAW:
+            raise VolumeRefusedError(
+                f"volume {cdrom.volume} is {found.format}, not an ISO image", remedy="it can be a disk"
+            )
+        return cdrom.model_copy(update={"path": found.path})
 
     async def _lend_disk(self, disk: DiskSpec, held: ExitStack) -> DiskSpec:
         if disk.volume is not None:

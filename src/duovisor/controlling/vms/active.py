@@ -107,7 +107,8 @@ class ActiveVm:
 
     async def _report_lost(self) -> None:
         """An adopted VM may lack a helper from the start; drivers and format processes are replaced."""
-        known = {"", *self.machine.helpers, *self.machine.devices}
+        media = (each.device for each in self.machine.current.media.describe())
+        known = {"", *self.machine.helpers, *self.machine.devices, *media}
         for process in self.machine.description.processes:
             if process.device not in known:
                 await self._on_fault(self, f"the {process.role} of {process.device} ended unobserved")

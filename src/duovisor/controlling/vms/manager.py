@@ -8,25 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from duovisor.controlling.anatomy import read_anatomy
 from duovisor.controlling.console_log import read_console_log, remove_console_log
-from duovisor.controlling.firmware_files import remove_variables
 from duovisor.controlling.run_folder import remove_folder
 from duovisor.controlling.vms.autostart import run_autostart
-from duovisor.controlling.vms.boot import read_boot_id
-from duovisor.controlling.vms.definitions import Definitions, check_revision
+from duovisor.controlling.vms.definitions import check_revision
 from duovisor.controlling.vms.documents import Intent
 from duovisor.controlling.vms.errors import (
-    BusyError,
-    GraphicsMissingError,
     ShutdownTimeoutError,
     VmChangeError,
 )
-from duovisor.controlling.vms.guests import Guests
-from duovisor.controlling.vms.host_vms import HostVms
+from duovisor.controlling.vms.inside import InsideActions
 from duovisor.controlling.vms.moves import Moves
 from duovisor.controlling.vms.plugging import UNPLUG_TIMEOUT_S, Plugging
 from duovisor.controlling.vms.records import (
@@ -37,21 +31,14 @@ from duovisor.controlling.vms.records import (
     ignore_progress,
 )
 from duovisor.controlling.vms.recovery import Recovery
-from duovisor.controlling.vms.runs import Runs
 from duovisor.controlling.vms.snapshots import Snapshots
-from duovisor.controlling.vms.status import build_active_status, build_resting_status
 from duovisor.controlling.vms.volumes import check_places, find_disk, grow_disk, lend_none
-from duovisor.hardware.capabilities import read_capabilities
-from duovisor.hypervisor.errors import WrongStateError
 from duovisor.hypervisor.lifecycle import State
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from duovisor.controlling.agent.answers import GuestInfo
     from duovisor.controlling.anatomy import Anatomy
-    from duovisor.controlling.console import Console
     from duovisor.controlling.snapshots.documents import SnapshotView
     from duovisor.controlling.store.interface import Store
     from duovisor.controlling.supervision.records import Replacement
@@ -68,7 +55,7 @@ SHUTDOWN = "shutdown"
 STARTS_PER_CPU = 4  # a start mostly waits for its VMM
 
 
-class VmManager:
+class VmManager(InsideActions):
     """Manages the VMs of one host; one per state folder, whose store it is given.
 
     ``emit`` is told of everything that happens to a VM; ``lend`` finds the volumes of one that starts, and
@@ -86,20 +73,10 @@ class VmManager:
         *,
         capabilities: Callable[[], HostCapabilities] | None = None,
     ) -> None:
-        self._store = store
-        self._directories = directories
-        self._emit = emit
-        self._lend = lend
-        self._capabilities = capabilities or (lambda: read_capabilities(directories.cache))
-        self._boot_id = read_boot_id()
-        self._definitions = Definitions(store)
-        self._runs = Runs(store)
-        self._host = HostVms(self._runs, directories, self._boot_id, emit, self._capabilities)
+        super().__init__(store, directories, emit, lend, capabilities)
         self._moves = Moves(self._definitions, self._host, self._tell)
         self._snapshots = Snapshots(directories, self._host, lend, self._tell)
-        self._guests = Guests(self._tell)
         self._plugging = Plugging(self._definitions, self._host, lend, self._tell)
-        self._actions: dict[str, str] = {}
         self._starts = asyncio.Semaphore(STARTS_PER_CPU * (os.cpu_count() or 1))
 
     async def open(self) -> None:
@@ -190,14 +167,6 @@ class VmManager:
             await asyncio.to_thread(remove_console_log, self._host.console_log(seen.uuid))
             await asyncio.to_thread(remove_folder, self._host.lasting(seen.uuid))
         self._tell(EventKind.DELETED, name, seen.uuid)
-
-    async def reset_nvram(self, name: str) -> None:
-        """Forget the UEFI variables of a VM that does not run; its next start begins with fresh ones."""
-        with self._exclusive(name, "reset the NVRAM of"):
-            record = await self._definitions.get(name)
-            self._require_resting(record, "reset the NVRAM of")
-            await asyncio.to_thread(remove_variables, self._host.lasting(record.uuid))
-        self._tell(EventKind.NVRAM_RESET, name, record.uuid)
 
     async def start(self, name: str, progress: Progress = ignore_progress) -> None:
         """Start a VM. Raises what ``Machine.start`` raises, with nothing left on the host."""
@@ -378,103 +347,12 @@ class VmManager:
         devices = vm.machine.devices if vm is not None else {}
         return {device: await supervisor.read_counters() for device, supervisor in tuple(devices.items())}
 
-    def console(self, name: str) -> Console:
-        """A running VM's serial console, for any number of viewers. Raises ``WrongStateError``."""
-        vm = self._host.find_by_name(name)
-        if vm is None:
-            raise _not_running(name, "attach to the console of")
-        return vm.machine.console
-
-    async def require_screen(self, name: str) -> None:
-        """Raises ``GraphicsMissingError`` unless the VM runs and has a screen."""
-        await self._require_screen(name)
-
-    async def open_screen(self, name: str) -> socket.socket:
-        """A connection to a running VM's screen (VNC), which the caller closes.
-
-        Raises ``GraphicsMissingError``.
-        """
-        return await (await self._require_screen(name)).machine.vmm.open_screen()
-
-    async def take_screenshot(self, name: str) -> bytes:
-        """What a running VM's screen shows, as PNG. Raises ``GraphicsMissingError``."""
-        return await (await self._require_screen(name)).machine.vmm.take_picture()
-
-    async def _require_screen(self, name: str) -> ActiveVm:
-        vm = await self._require_active(name, "look at the screen of")
-        if not vm.machine.spec.graphics:
-            raise GraphicsMissingError(
-                f"{name} has no screen", remedy=f"duovisor vm edit {name} --set graphics=true, and restart it"
-            )
-        return vm
-
     async def read_console_log(self, name: str, max_bytes: int) -> bytes:
         """The end of what the guest printed, in this run and those before."""
         record = await self._definitions.get(name)
         return await asyncio.to_thread(read_console_log, self._host.console_log(record.uuid), max_bytes)
 
-    async def read_guest(self, name: str) -> GuestInfo:
-        """What a VM's guest tells of itself. Raises ``AgentError`` where nobody answers in it."""
-        return await self._guests.read_info(await self._require_active(name, "ask the guest of"))
-
-    async def freeze(self, name: str, for_s: float, progress: Progress = ignore_progress) -> None:
-        """Freeze the guest's file systems, for at most so many seconds. Raises ``AgentError``."""
-        with self._exclusive(name, "freeze the file systems of"):
-            count = await self._guests.freeze(await self._require_active(name, "freeze"), for_s)
-        progress(100, f"{count} file systems are frozen")
-
-    async def thaw(self, name: str, progress: Progress = ignore_progress) -> None:
-        """Thaw the guest's file systems. Raises ``AgentError``."""
-        with self._exclusive(name, "thaw the file systems of"):
-            count = await self._guests.thaw(await self._require_active(name, "thaw"))
-        progress(100, f"{count} file systems are thawed")
-
     async def anatomy(self, name: str) -> Anatomy:
         """The layers of a running VM, its processes and what of the host they hold."""
         vm = await self._require_active(name, "look into")
         return await asyncio.to_thread(read_anatomy, vm.machine.description)
-
-    @contextmanager
-    def _exclusive(self, name: str, action: str) -> Iterator[None]:
-        """Do one thing at a time to a VM. Raises ``BusyError`` at once."""
-        if name in self._actions:
-            raise BusyError(
-                f"cannot {action} {name!r}: another action is under way ({self._actions[name]})",
-                remedy="wait for its end, or cancel it",
-            )
-        self._actions[name] = action
-        try:
-            yield
-        finally:
-            del self._actions[name]
-
-    async def _require_active(self, name: str, action: str) -> ActiveVm:
-        vm = self._host.find((await self._definitions.get(name)).uuid)
-        if vm is None:
-            raise _not_running(name, action)
-        return vm
-
-    def _require_resting(self, record: VmRecord, action: str) -> None:
-        vm = self._host.find(record.uuid)
-        if vm is not None:
-            raise WrongStateError(
-                f"cannot {action} {record.name}: it is {self._view(record).status.state}",
-                remedy="it must not be running",
-            )
-
-    def _view(self, record: VmRecord) -> VmView:
-        run = self._runs.of(record.uuid, record.name)
-        action = self._actions.get(record.name, "")
-        vm = self._host.find(record.uuid)
-        if vm is None:
-            status = build_resting_status(run, self._boot_id, action)
-        else:
-            status = build_active_status(vm.machine, run, record, action)
-        return VmView(record=record, status=status)
-
-    def _tell(self, kind: EventKind, name: str, uuid: str, message: str = "") -> None:
-        self._emit(VmEvent(kind=kind, name=name, uuid=uuid, message=message))
-
-
-def _not_running(name: str, action: str) -> WrongStateError:
-    return WrongStateError(f"cannot {action} {name}: it does not run", remedy=f"duovisor vm start {name}")

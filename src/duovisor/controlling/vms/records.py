@@ -146,6 +146,7 @@ class EventKind(StrEnum):
     RESET = "reset"
     FROZEN = "frozen"
     THAWED = "thawed"
+    MEDIUM_CHANGED = "medium-changed"
     NVRAM_RESET = "nvram-reset"
     STOPPED = "stopped"
     CRASHED = "crashed"

@@ -69,6 +69,7 @@ def _list_processes(machine: Machine) -> list[ProcessStatus]:
     running = {name for name, process in machine.helpers.items() if not process.has_ended}
     if machine.vmm.process is not None and not machine.vmm.process.has_ended:
         running.add("")
+    running |= machine.current.media.list_running()
     serving = {pid for device in machine.devices.values() for pid in device.pids}
     return [
         ProcessStatus(

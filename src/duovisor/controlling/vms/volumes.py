@@ -22,7 +22,7 @@ Lend = Callable[[VirtualMachineSpec], AbstractAsyncContextManager[VirtualMachine
 @asynccontextmanager
 async def lend_none(spec: VirtualMachineSpec) -> AsyncIterator[VirtualMachineSpec]:
     """Where there are no volumes or networks. Raises ``DiskFileError`` for a disk that names one."""
-    for disk in spec.disks:
+    for disk in spec.media:
         if disk.volume is not None:
             raise DiskFileError(f"there is no volume {disk.volume} here")
     yield spec
@@ -30,7 +30,7 @@ async def lend_none(spec: VirtualMachineSpec) -> AsyncIterator[VirtualMachineSpe
 
 def check_places(spec: VirtualMachineSpec) -> None:
     """Raises ``DiskFileError`` or ``NetworkError`` for a definition with what each start finds anew."""
-    for disk in spec.disks:
+    for disk in spec.media:
         if disk.is_found and disk.path:
             other = f"the volume {disk.volume}" if disk.volume is not None else "cloud_init"
             raise DiskFileError(f"a disk has both {other} and the path {disk.path}", remedy="leave path out")

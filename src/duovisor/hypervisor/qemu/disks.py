@@ -6,8 +6,10 @@ import json
 from typing import TYPE_CHECKING
 
 from duovisor.hypervisor.errors import PlanError
+from duovisor.hypervisor.qemu.boot_order import build_boot_index
 from duovisor.hypervisor.qemu.images import ImageFile, build_image_nodes
 from duovisor.hypervisor.qemu.pci import DISK_SLOTS, at_pluggable
+from duovisor.spec.cdrom import BootDevice
 from duovisor.spec.vm import BLOCK_DRIVER, Design
 
 if TYPE_CHECKING:
@@ -31,11 +33,12 @@ def build_disks(
     """
     arguments = []
     for position, (index, disk) in enumerate(spec.numbered_disks()):
+        boot = build_boot_index(spec, BootDevice.DISK, index)
         if spec.design is Design.MONOLITHIC:
             alone = [ImageFile(disk.path, disk.format, disk.path in block_devices)]
-            arguments += _build_inside(index, disk, chains[position] if chains else alone, qemu)
+            arguments += _build_inside(index, disk, chains[position] if chains else alone, qemu, boot)
         else:
-            arguments += _build_channel(index, disk)
+            arguments += _build_channel(index, disk, boot)
     return arguments
 
 
@@ -44,7 +47,9 @@ def disk_socket(index: int) -> str:
     return f"disk{index}"
 
 
-def _build_inside(index: int, disk: DiskSpec, chain: Sequence[ImageFile], qemu: QemuAbilities) -> list[str]:
+def _build_inside(
+    index: int, disk: DiskSpec, chain: Sequence[ImageFile], qemu: QemuAbilities, boot: list[str]
+) -> list[str]:
     """The driver is part of the VMM: QEMU opens the image and serves it from a thread of its own."""
     if disk.driver != BLOCK_DRIVER:
         raise PlanError(
@@ -60,7 +65,11 @@ def _build_inside(index: int, disk: DiskSpec, chain: Sequence[ImageFile], qemu: 
         read_only=disk.read_only,
         aio="io_uring" if qemu.io_uring else "threads",
     )
-    properties = [f"virtio-blk-pci,id={node},drive={node},iothread={node}-thread", *_guest_view(index, disk)]
+    properties = [
+        f"virtio-blk-pci,id={node},drive={node},iothread={node}-thread",
+        *_guest_view(index, disk),
+        *boot,
+    ]
     if disk.serial:
         properties.append(f"serial={disk.serial}")
     if qemu.virtio_blk_queue_reset:
@@ -72,10 +81,10 @@ def _build_inside(index: int, disk: DiskSpec, chain: Sequence[ImageFile], qemu: 
     ]  # fmt: skip
 
 
-def _build_channel(index: int, disk: DiskSpec) -> list[str]:
+def _build_channel(index: int, disk: DiskSpec, boot: list[str]) -> list[str]:
     """The driver is elsewhere: the VMM holds a listening socket and nothing of the image."""
     name = disk_socket(index)
-    properties = [f"vhost-user-blk-pci,id={name},chardev={name}-channel", *_guest_view(index, disk)]
+    properties = [f"vhost-user-blk-pci,id={name},chardev={name}-channel", *_guest_view(index, disk), *boot]
     return [
         "-chardev", f"socket,id={name}-channel,fd=@{name}@,server=on,wait=off",
         "-device", ",".join(properties),
@@ -83,8 +92,8 @@ def _build_channel(index: int, disk: DiskSpec) -> list[str]:
 
 
 def _guest_view(index: int, disk: DiskSpec) -> list[str]:
-    """What the guest can tell the device by: address, queues, boot order."""
+    """What the guest can tell the device by: address and queues."""
     return [
         at_pluggable(DISK_SLOTS[index]),
-        f"num-queues={disk.queues},queue-size={disk.queue_size},bootindex={index + 1}",
+        f"num-queues={disk.queues},queue-size={disk.queue_size}",
     ]

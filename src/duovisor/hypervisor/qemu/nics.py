@@ -10,8 +10,10 @@ import zlib
 from typing import TYPE_CHECKING
 
 from duovisor.hypervisor.errors import PlanError
+from duovisor.hypervisor.qemu.boot_order import build_boot_index
 from duovisor.hypervisor.qemu.machine import read_machine_version
 from duovisor.hypervisor.qemu.pci import NIC_SLOTS, at_pluggable
+from duovisor.spec.cdrom import BootDevice
 from duovisor.spec.vm import Accelerator, Design
 
 if TYPE_CHECKING:
@@ -41,7 +43,9 @@ def build_nics(spec: VirtualMachineSpec, qemu: QemuAbilities, accelerator: Accel
     for index, nic in spec.numbered_nics():
         name = nic_socket(index)
         device = [f"virtio-net-pci,id={name},netdev={nic_backend(name)},{at_pluggable(NIC_SLOTS[index])}"]
-        device.append(f"mac={mac_of(spec.name, index, nic)},romfile=")
+        device.append(f"mac={mac_of(spec.name, index, nic)}")
+        boot = build_boot_index(spec, BootDevice.NETWORK, index)
+        device += boot or ["romfile="]  # without one SeaBIOS has nothing to start from it with
         if nic.is_bridged:
             arguments += _build_bridged_inside(name, nic) if inside else _build_channel(name)
             device += _bridged_properties(qemu, accelerator)
