@@ -88,7 +88,7 @@ class Library:
                 debian.NAME, folder, lambda percent, said: progress(percent * MADE_PERCENT // 100, said)
             )
             about = About(
-                "Debian 12 with cloud-init and sshd",
+                "Debian 12, cloud-init, sshd",
                 f"packages of {debian.SUITE}",
                 recipe=debian.NAME,
                 user=debian.USER,
