@@ -49,8 +49,9 @@ def test_guest_boots_on_the_thin_vmm_that_nobody_asked_for(reports: Reports) -> 
 
 def test_its_processors_have_what_their_model_has(reports: Reports) -> None:
     flags = set(find(reports, "thin-processor")["flags"])
-    assert {"avx2", "bmi2", "fma"} <= flags
-    assert "umip" not in flags  # KVM offers it on every host
+    # not avx2: on an emulated processor Linux finds XSAVE inconsistent, under QEMU as well, and does without
+    assert {"movbe", "abm", "bmi1", "bmi2"} <= flags
+    assert flags.isdisjoint({"umip", "pku"})  # which KVM offers here
 
 
 @pytest.mark.parametrize("step", ["thin-booted", "thin-moved"])
@@ -115,12 +116,14 @@ def test_guest_goes_on_in_a_new_vmm(reports: Reports) -> None:
     assert result["old_pid"] not in list_pids(moved["anatomy"])
 
 
-def test_its_design_stays(reports: Reports) -> None:
-    answer = find(reports, "thin-refused")["answer"]
-    assert (answer["code"], answer["remedy"]) == (
-        "move-refused",
-        "stop it, and duovisor vm edit inner-thin --set vmm=qemu",
-    )
+@pytest.mark.parametrize(
+    ("action", "code"),
+    [("switch", "move-refused"), ("attach-nic", "plug-refused"), ("detach-disk", "plug-refused")],
+)
+def test_its_design_and_devices_stay(reports: Reports, action: str, code: str) -> None:
+    answer = find(reports, "thin-refused")["answers"][action]
+    remedy = "stop it, and duovisor vm edit inner-thin --set vmm=qemu"
+    assert (answer["code"], answer["remedy"]) == (code, remedy)
 
 
 def test_a_reset_boots_it_again(reports: Reports) -> None:

@@ -49,6 +49,11 @@ STREAM_MIB = 4
 SET_UP_CARD = f"ip address add 10.0.8.3/24 dev eth0; ip link set eth0 up; ping -c 3 -W 5 {HOST}"
 IDENTITY = "cat /proc/sys/kernel/random/boot_id"
 WHO_RUNS_US = "dmesg | grep -o 'Hypervisor detected: .*'; cat /sys/class/tty/console/active"
+REFUSED = {
+    "switch": {"design": "monolithic"},
+    "attach-nic": {"nic": {"bridge": BRIDGE}},
+    "detach-disk": {"device": "disk0"},
+}
 READS = 500
 READ = f"dd if={{}} of=/dev/null bs=4k count={READS} skip=2048 iflag=direct 2>&1"
 LOAD_MIB = 2
@@ -200,7 +205,8 @@ async def live(service: Service, scratch: Path) -> None:
         report("thin-adopted", found=found, before=before, after=after, says=await ask(guest, "echo on"))
         identity = await ask(guest, IDENTITY)
     report("thin-console", killed=await service.kill_driver("console-channel"))
-    report("thin-refused", answer=await service.refuse("switch", {"design": "monolithic"}))
+    answers = [await service.refuse(action, document) for action, document in REFUSED.items()]
+    report("thin-refused", answers=dict(zip(REFUSED, answers, strict=True)))
     updated = await service.act("update-vmm")
     async with converse() as guest:
         after = service.client.get(f"{vm_path(NAME)}/anatomy")

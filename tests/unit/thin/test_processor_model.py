@@ -22,6 +22,10 @@ def build_offer(**features: int) -> list[CpuidEntry]:
         CpuidEntry(7, 0, 1, 0, words["ebx7"], ALL, ALL),
         CpuidEntry(0xA, 0, 0, ALL, ALL, ALL, ALL),
         CpuidEntry(0xB, 0, 1, ALL, ALL, ALL, ALL),
+        CpuidEntry(0xD, 0, 1, 0x207, 0xA88, 0xA88),
+        CpuidEntry(0xD, 1, 1, 0xF, 0x240, 0x1800),
+        CpuidEntry(0xD, 2, 1, 0x100, 0x240),
+        CpuidEntry(0xD, 9, 1, 8, 0xA80),
         CpuidEntry(0x4000_0001, 0, 0, 0x0100_7EFB),
         CpuidEntry(0x8000_0001, 0, 0, 0, 0, words["ecx81"], words["edx81"]),
         CpuidEntry(0x8000_0008, 0, 0, 0x3028, 0, 0xFFFF),
@@ -97,3 +101,13 @@ def test_a_model_does_without_what_no_program_needs(model: str) -> None:
     assert not find(leaves, 1).edx & lacks
     with pytest.raises(ThinConfigError, match="lacks 0x4000000 in edx"):
         build_cpuid(build_offer(edx1=ALL & ~(1 << 26)), model, 1, 0)
+
+
+def test_saved_state_is_that_of_the_model() -> None:
+    def read(model: str) -> list[tuple[int, int, int, int]]:
+        leaves = build_cpuid(build_offer(), model, 1, 0)
+        return [(each.index, each.eax, each.ebx, each.ecx) for each in leaves if each.function == 0xD]
+
+    assert read("x86-64-v2") == []
+    assert read("x86-64-v3") == [(0, 7, 832, 832), (1, 7, 0, 0), (2, 0x100, 0x240, 0)]
+    assert [each[0] for each in read("host")] == [0, 1, 2, 9]

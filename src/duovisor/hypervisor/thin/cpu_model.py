@@ -39,18 +39,24 @@ _LAHF, _LZCNT = 1 << 0, 1 << 5
 _OPTIONAL_ECX = 1 << 1 | 1 << 17 | X2APIC | DEADLINE | 1 << 25 | 1 << 30 | HYPERVISOR
 _OPTIONAL_7_EBX = 1 << 0 | 1 << 7 | 1 << 9 | 1 << 10 | 1 << 18 | 1 << 19 | 1 << 20 | 1 << 23 | 1 << 29
 _OPTIONAL_7_EDX = 1 << 10 | 1 << 26 | 1 << 27 | 1 << 28 | 1 << 29 | 1 << 31
+_OPTIONAL_XSAVE = 7  # XSAVEOPT XSAVEC XGETBV1
+_AVX_STATE, _AVX_AREA_BYTES = 7, 576 + 256  # x87 SSE AVX; the legacy area, its header, AVX's upper halves
 _OPTIONAL_EXTENDED_EDX = 1 << 26 | 1 << 27
 _OPTIONAL_EXTENDED_ECX = 1 << 4 | 1 << 6 | 1 << 7 | 1 << 8  # CR8 SSE4A misaligned SSE, 3DNow! prefetch
 
 
 class Model(NamedTuple):
-    """Feature words by (leaf, register): those that must be there, and those that may."""
+    """Feature words by (leaf, register): those that must be there, and those that may.
+
+    ``saved`` are the bits of XCR0, the register state that XSAVE has; none: there is no XSAVE.
+    """
 
     needed: dict[tuple[tuple[int, int], str], int]
     allowed: dict[tuple[tuple[int, int], str], int]
+    saved: int = 0
 
 
-def _build_model(ecx: int, structured_ebx: int, extended_ecx: int) -> Model:
+def _build_model(ecx: int, structured_ebx: int, extended_ecx: int, saved: int = 0) -> Model:
     needed = {
         (BASIC, ECX): ecx,
         (BASIC, EDX): _NEEDED_EDX,
@@ -67,14 +73,14 @@ def _build_model(ecx: int, structured_ebx: int, extended_ecx: int) -> Model:
         (EXTENDED, ECX): _OPTIONAL_EXTENDED_ECX,
         (EXTENDED, EDX): _OPTIONAL_EXTENDED_EDX | _BASELINE_EDX,
     }
-    return Model(needed, {key: word | needed.get(key, 0) for key, word in optional.items()})
+    return Model(needed, {key: word | needed.get(key, 0) for key, word in optional.items()}, saved)
 
 
 # OSXSAVE is the guest's own doing: it must never be demanded of KVM
 MODELS = {
     "host": Model({}, {}),
     "x86-64-v2": _build_model(_V2_ECX, 0, _LAHF),
-    "x86-64-v3": _build_model(_V2_ECX | _V3_ECX & ~(1 << 27), _V3_7_EBX, _LAHF | _LZCNT),
+    "x86-64-v3": _build_model(_V2_ECX | _V3_ECX & ~(1 << 27), _V3_7_EBX, _LAHF | _LZCNT, _AVX_STATE),
 }
 
 _HIDDEN = {
@@ -117,7 +123,7 @@ def build_cpuid(offered: Iterable[abi.CpuidEntry], model: str, cpus: int, index:
 
 
 def _apply_model(leaves: dict[tuple[int, int], abi.CpuidEntry], model: str) -> None:
-    needed, allowed = MODELS[model]
+    needed, allowed, saved = MODELS[model]
     for (key, register), bits in needed.items():
         have = getattr(leaves[key], register) if key in leaves else 0
         if missing := bits & ~have:
@@ -127,6 +133,22 @@ def _apply_model(leaves: dict[tuple[int, int], abi.CpuidEntry], model: str) -> N
             )
     for (key, register), bits in allowed.items():
         _change(leaves, key, register, clear=~bits & 0xFFFF_FFFF)
+    if allowed:
+        _set_saved_state(leaves, saved)
+
+
+def _set_saved_state(leaves: dict[tuple[int, int], abi.CpuidEntry], saved: int) -> None:
+    """Leaf 0xD: the parts of XSAVE's area that the model has, and no supervisor state (SDM 1, 13.2)."""
+    for key in [key for key in leaves if key[0] == 0xD and not saved >> key[1]]:
+        del leaves[key]
+    every = 0xFFFF_FFFF
+    _change(leaves, (0xD, 0), EAX, clear=every, set_=saved)
+    for register in (EBX, ECX):  # KVM keeps EBX up to what the guest has enabled
+        _change(leaves, (0xD, 0), register, clear=every, set_=_AVX_AREA_BYTES)
+    _change(leaves, (0xD, 0), EDX, clear=every)
+    _change(leaves, (0xD, 1), EAX, clear=every & ~_OPTIONAL_XSAVE)
+    for register in (EBX, ECX, EDX):
+        _change(leaves, (0xD, 1), register, clear=every)
 
 
 def _set_topology(leaves: dict[tuple[int, int], abi.CpuidEntry], cpus: int, index: int) -> None:
