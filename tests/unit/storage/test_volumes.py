@@ -20,6 +20,7 @@ from duovisor.controlling.storage.errors import (
     VolumeNotFoundError,
     VolumeRefusedError,
 )
+from duovisor.controlling.storage.lending import Lender
 from duovisor.controlling.storage.records import VolumeFormat, VolumeState
 from duovisor.controlling.storage.views import list_pools, list_volumes
 from duovisor.controlling.vms.definitions import Definitions
@@ -204,6 +205,24 @@ async def test_a_volume_that_a_vm_has_open(host: Host, storage: Storage) -> None
     assert asked == [("default/a", 2 * MIB)]
     assert (await host.view("a")).size_bytes == MIB  # what the file says
     assert host.files == ["a.raw"]
+
+
+async def test_a_volume_in_a_cdrom_drive_is_found_and_kept(host: Host, storage: Storage) -> None:
+    await storage.create(ref("iso"), MIB, VolumeFormat.RAW)
+    await storage.create(ref("system"), MIB, VolumeFormat.QCOW2)
+    spec = VirtualMachineSpec.model_validate({"name": "web", "cdroms": [{}, {"volume": "iso"}]})
+    async with Lender(storage).lend(spec) as found:
+        assert [each.path for each in found.cdroms] == ["", str(host.folder / "iso.raw")]
+        assert found.without_places() == spec
+        with pytest.raises(BusyError):
+            await storage.delete(ref("iso"))
+    await Definitions(host.store).create(spec, Autostart())
+    with pytest.raises(VolumeInUseError):
+        await storage.delete(ref("iso"))
+    wrong = VirtualMachineSpec.model_validate({"name": "web", "cdroms": [{"volume": "system"}]})
+    with pytest.raises(VolumeRefusedError, match="volume default/system is qcow2, not an ISO image"):
+        async with Lender(storage).lend(wrong):
+            pass
 
 
 async def test_a_volume_that_a_definition_names(host: Host, storage: Storage) -> None:

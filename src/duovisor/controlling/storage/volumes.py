@@ -105,7 +105,7 @@ class Volumes:
         """The VMs whose definition names a volume, or a path, by that."""
         users: dict[str, list[str]] = {}
         async for record in self._definitions.scan():
-            for place in {disk.volume or disk.path for disk in record.spec.disks}:
+            for place in {disk.volume or disk.path for disk in record.spec.media}:
                 users.setdefault(place, []).append(record.name)
         return users
 

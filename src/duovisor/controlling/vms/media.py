@@ -31,8 +31,7 @@ def put_in(spec: VirtualMachineSpec, drive: int, cdrom: CdromSpec) -> VirtualMac
 
 async def find_medium(spec: VirtualMachineSpec, cdrom: CdromSpec, lend: Lend) -> None:
     """Check that a medium is there, for a VM that does not run. Raises ``DiskFileError`` or as ``lend``."""
-    alone = spec.model_copy(update={"disks": (), "cdroms": (cdrom,)})
-    async with lend(alone) as found:
+    async with lend(_alone(spec, cdrom)) as found:
         if not cdrom.is_empty:
             check_medium(found.cdroms[0].path)
 
@@ -46,8 +45,7 @@ async def change_now(
     it was; ``QmpError`` or ``PartitionError`` with an empty drive.
     """
     put_in(vm.machine.spec, drive, cdrom)
-    alone = vm.machine.spec.model_copy(update={"disks": (), "cdroms": (cdrom,)})
-    async with vm.machine.moving, lend(alone) as found:
+    async with vm.machine.moving, lend(_alone(vm.machine.spec, cdrom)) as found:
         if not cdrom.is_empty:
             check_medium(found.cdroms[0].path)
         await change_medium(vm.machine.current, drive, found.cdroms[0], capabilities, force=force)
@@ -56,3 +54,8 @@ async def change_now(
 def describe_medium(drive: int, cdrom: CdromSpec) -> str:
     """What is in a drive, for the log of events."""
     return f"cdrom{drive}: {cdrom.volume or cdrom.path or 'empty'}"
+
+
+def _alone(spec: VirtualMachineSpec, cdrom: CdromSpec) -> VirtualMachineSpec:
+    """A VM of that name with nothing to be found but a medium."""
+    return spec.model_copy(update={"disks": (), "nics": (), "cdroms": (cdrom,)})
