@@ -60,6 +60,10 @@ NEEDS = {
     "insert_medium": "administrator",
     "eject_medium": "operator",
     "build": "administrator",
+    "pull_image": "administrator",
+    "upload_image": "administrator",
+    "instantiate": "administrator",
+    "clone_vm": "administrator",
     "delete_image": "administrator",
     "create_pool": "administrator",
     "delete_pool": "administrator",
@@ -136,7 +140,7 @@ def test_a_token_is_shown_once_and_stored_hashed(service: RunningService, api: A
     secret = make_token(api, "hidden", "viewer")
     assert len(secret) >= 43
     assert "token" not in api.get("/v1/tokens").json()["items"][0]
-    stored = b"".join(path.read_bytes() for path in service.folder.joinpath("state").iterdir())
+    stored = b"".join(path.read_bytes() for path in service.folder.joinpath("state").glob("store*"))
     assert b"hidden" in stored
     assert secret.encode() not in stored
 

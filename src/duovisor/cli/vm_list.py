@@ -138,6 +138,7 @@ def _describe_record(record: dict[str, Any]) -> dict[str, str]:
         "memory": format_mib(spec["memory_mib"]),
         "firmware": _describe_firmware(spec),
         "kernel": spec["kernel"]["path"] if spec["kernel"] else "-",
+        **({"screen": f"yes; duovisor vm screenshot {record['name']} FILE"} if spec["graphics"] else {}),
         "disks": "\n".join(_describe_disk(disk) for disk in spec["disks"]) or "-",
         **({"CD-ROMs": _describe_cdroms(spec)} if spec["cdroms"] else {}),
         "nics": "\n".join(_describe_nic(nic) for nic in spec["nics"]) or "-",
@@ -192,6 +193,8 @@ def _describe_devices(devices: list[dict[str, Any]], drivers: list[dict[str, Any
 
 
 def _describe_disk(disk: dict[str, Any]) -> str:
+    if disk["cloud_init"] is not None:
+        return "cloud-init (made at each start, read only)"
     traits = ["volume" if disk["volume"] else disk["format"], *(["read only"] if disk["read_only"] else [])]
     traits += [f"serial {disk['serial']}"] if disk["serial"] else []
     traits += [f"driver {disk['driver']}"] if disk["driver"] != "block" else []

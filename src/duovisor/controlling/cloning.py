@@ -156,7 +156,7 @@ def plan_copy(
         target = VolumeRef(pool=pool or source.pool, name=f"{name}-{len(clones)}" if clones else name)
         clones.append(DiskClone(source, target))
         disks.append(disk.model_copy(update={"volume": str(target)}))
-    nics = tuple(nic.model_copy(update={"mac": None, "forward": ()}) for nic in spec.nics)
+    nics = tuple(nic.model_copy(update={"mac": None, "address": None, "forward": ()}) for nic in spec.nics)
     return spec.model_copy(update={"name": name, "disks": tuple(disks), "nics": nics}), clones
 
 

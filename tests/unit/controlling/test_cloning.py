@@ -142,7 +142,10 @@ def test_a_copy_has_clones_of_what_is_written_to() -> None:
                 {"volume": "fast/data"},
                 {"cloud_init": {"user": "ada"}},
             ],
-            "nics": [{"mac": "52:54:00:00:00:01", "forward": ["2222:22"]}],
+            "nics": [
+                {"mac": "52:54:00:00:00:01", "forward": ["2222:22"]},
+                {"bridge": "br0", "address": "10.0.0.7"},
+            ],
         }
     )
     copy, clones = plan_copy(spec, "db", None)
@@ -157,6 +160,7 @@ def test_a_copy_has_clones_of_what_is_written_to() -> None:
         spec.disks[3].cloud_init,
     )
     assert (copy.nics[0].mac, copy.nics[0].forward) == (None, ())
+    assert (copy.nics[1].bridge, copy.nics[1].address) == ("br0", None)
     _, elsewhere = plan_copy(spec, "db", "fast")
     assert {each.target.pool for each in elsewhere} == {"fast"}
 
