@@ -78,6 +78,8 @@ def _prepare(folder: Path | None, options: dict[str, Any], console: Console) -> 
     from duovisor.comparison.facts import build_facts
     from duovisor.comparison.plan import build_steps
     from duovisor.comparison.samples import HEADER, Header, load_store, open_store
+    from duovisor.controlling.images.probe import NAME
+    from duovisor.controlling.images.store import load_image
     from duovisor.directories import find_directories
     from duovisor.hardware.capabilities import read_capabilities
 
@@ -90,6 +92,8 @@ def _prepare(folder: Path | None, options: dict[str, Any], console: Console) -> 
             scale = there.header.scale
     host = build_facts(read_capabilities(find_directories().cache))
     scale = scale or build_scale(**options)
+    if scale.image != NAME:
+        load_image(scale.image, find_directories())  # before a folder is made for nothing
     folder = folder or Path(time.strftime("duovisor-comparison-%Y-%m-%d-%H%M%S"))
     store = open_store(folder, Header(scale=scale, host=host, started_at=time.time()))
     if store.records:

@@ -10,10 +10,14 @@ from duovisor.comparison.shell import Shell
 from duovisor.controlling.images.errors import GuestGoneError
 from duovisor.controlling.images.probe import PORT_NAME
 from duovisor.hypervisor.lifecycle import ENDED
+from duovisor.process import describe_exit
 
 if TYPE_CHECKING:
     from duovisor.controlling.machine import Machine
     from duovisor.spec.vm import Design
+
+SIGNALLED = 128  # bubblewrap ends with this and the signal's number
+WORDS_MAX = 300
 
 
 class Guest(Shell):
@@ -62,4 +66,8 @@ class Guest(Shell):
         process = self.machine.vmm.process
         if not self.has_ended or process is None:
             return "runs, but the guest does not answer"
-        return process.failure().message
+        code = process.returncode
+        if process.sandboxed and code is not None and code > SIGNALLED:
+            code = SIGNALLED - code
+        words = process.last_words()[-WORDS_MAX:] if code is not None and code >= 0 else ""
+        return f"{describe_exit(code)}{f': {words}' if words else ''}"

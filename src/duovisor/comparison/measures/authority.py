@@ -76,6 +76,9 @@ def _count_descriptors(folder: Path) -> dict[str, int]:
             target, mode = os.readlink(link), link.stat().st_mode
         except OSError:
             continue  # it was closed meanwhile
-        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), target.partition(":")[2] or "other")
+        kind = next(
+            (name for is_kind, name in _KINDS if is_kind(mode)),
+            target.partition(":")[2].strip("[]") or "other",
+        )
         found[kind] = found.get(kind, 0) + 1
     return dict(sorted(found.items()))

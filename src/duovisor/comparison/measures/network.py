@@ -58,7 +58,7 @@ def build_measure(job: NetworkJob) -> Measure:
         await prepare_network(context, guest)
         processes = guest.list_processes()
         before = read_processor_by_role(processes)
-        report = await _run_iperf(guest.address, job, context.scale.job_s)
+        report = await run_iperf(guest.address, job, context.scale.job_s)
         after = read_processor_by_role(processes)
         value, transferred = parse_report(report, job)
         name, per = ("packets_per_s", "cpu_us") if job.counts_packets else ("mbit_s", "cpu_ms_per_mb")
@@ -74,8 +74,9 @@ def build_measure(job: NetworkJob) -> Measure:
     return measure
 
 
-async def _run_iperf(address: str, job: NetworkJob, seconds: float) -> bytes:
-    argv = ["iperf3", "-c", address, "-p", str(PORT), "-t", f"{max(1.0, seconds):g}", "-J", *job.options]
+async def run_iperf(address: str, job: NetworkJob, seconds: float, *, port: int = PORT) -> bytes:
+    """What iperf3 on the host says of one job. Raises ``MeasureError``."""
+    argv = ["iperf3", "-c", address, "-p", str(port), "-t", f"{max(1.0, seconds):g}", "-J", *job.options]
     process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
     try:
         async with asyncio.timeout(seconds + IPERF_S):

@@ -9,6 +9,7 @@ from duovisor.comparison.report.drawing import (
     FAINT,
     INK,
     MUTED,
+    OTHER_PART,
     PAPER,
     PARTS,
     Dot,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from duovisor.spec.vm import Design
 
 WIDTH = 500.0
-LEFT, RIGHT, TOP = 12.0, 66.0, 62.0
+LEFT, RIGHT, TOP = 12.0, 98.0, 62.0
 PLOT = WIDTH - LEFT - RIGHT
 STACK_PLOT = WIDTH - LEFT - 170.0  # the bars carry their design's name
 BAR, BAR_GAP, GROUP_GAP, LABEL = 16.0, 4.0, 14.0, 18.0
@@ -64,7 +65,7 @@ class Stack(NamedTuple):
 
 
 def draw_bars(name: str, title: str, unit: str, groups: Sequence[Group]) -> Drawing:
-    """Bars in groups; whiskers are the spread, dots the samples."""
+    """Bars in groups, each figure at the right; whiskers are the spread, dots the samples."""
     reach = [value for group in groups for bar in group.bars
              for value in (bar.value, bar.high or 0.0, *bar.samples)]  # fmt: skip
     ticks = find_ticks(max(reach, default=0.0))
@@ -91,18 +92,13 @@ def _draw_bar(bar: Bar, y: float, most: float) -> list[Shape]:
     middle = y + BAR / 2
     end = LEFT + bar.value / most * PLOT
     shapes: list[Shape] = [Rect(LEFT, y, max(end - LEFT, 1.0), BAR, COLOURS[bar.design])]
-    right = end
     if bar.low is not None and bar.high is not None:
         low, high = (LEFT + edge / most * PLOT for edge in (bar.low, bar.high))
         shapes += [Line(low, middle, high, middle, INK, 1.5)]
         shapes += [Line(edge, middle - 4, edge, middle + 4, INK, 1.5) for edge in (low, high)]
-        right = max(right, high)
-    for sample in bar.samples:
-        x = LEFT + sample / most * PLOT
-        shapes.append(Dot(x, middle, 2.2, PAPER, INK))
-        right = max(right, x)
+    shapes += [Dot(LEFT + sample / most * PLOT, middle, 2.2, PAPER, INK) for sample in bar.samples]
     text = bar.note or format_number(bar.value)
-    shapes.append(Text(min(right + 7, WIDTH - 4 - measure_text(text, 12)), middle + 4.5, text, 12, fill=INK))
+    shapes.append(Text(WIDTH - 4, middle + 4.5, text, 12, "end"))
     return shapes
 
 
@@ -140,7 +136,7 @@ def _describe_bars(unit: str, groups: Sequence[Group]) -> str:
 def draw_stacks(name: str, title: str, unit: str, stacks: Sequence[Stack]) -> Drawing:
     """Bars made of parts, with a legend of the parts."""
     parts = list(dict.fromkeys(part for stack in stacks for part, _ in stack.parts))
-    fills = {part: PARTS[index % len(PARTS)] for index, part in enumerate(parts)}
+    fills = {part: PARTS.get(part, OTHER_PART) for part in parts}
     legend = _draw_legend(fills)
     top = TOP + LEGEND_ROW * (len(legend) - 1)
     ticks = find_ticks(max((sum(value for _, value in stack.parts) for stack in stacks), default=0.0))

@@ -10,7 +10,14 @@ from duovisor.spec.vm import Design
 INK, MUTED, FAINT, PAPER = "#1f2933", "#5b6875", "#d5dbe1", "#ffffff"
 # also told apart without colour: one is much lighter
 COLOURS = {Design.MONOLITHIC: "#e0963a", Design.MICROKERNELIZED: "#1f5f99"}
-PARTS = ("#8c6bb1", "#2a9d8f", "#a8d5cf", "#e76f51", "#f4c9bd", "#7f8c99")
+PARTS = {
+    "VMM": "#8c6bb1",
+    "storage driver": "#2a9d8f",
+    "network driver": "#e76f51",
+    "spare drivers": "#f2c9a1",
+    "partition factory": "#7f8c99",
+}
+OTHER_PART = "#c2b280"
 CHARACTER_WIDTH = 0.58  # of a letter's height, for a sans-serif typeface
 
 

@@ -8,6 +8,8 @@ from duovisor.comparison.report.charts import draw_paragraph
 from duovisor.comparison.report.drawing import INK, MUTED, PAPER, Drawing, Line, Rect, Text, wrap
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from duovisor.comparison.report.drawing import Shape
     from duovisor.comparison.report.result import Result
     from duovisor.spec.vm import Design
@@ -52,11 +54,18 @@ def _boxes_of(layer: str, facts: dict[str, Any], result: Result) -> list[Box]:
             ("processors", [(f"{processors}; guests on {facts['accelerator'].upper()}", MUTED)]),
             ("disks and network cards", [("their drivers are in the host's kernel, in both designs", MUTED)]),
         ]
-    merged: dict[tuple[str, tuple[str, ...]], list[dict[str, Any]]] = {}
-    for process in facts["processes"]:
-        if process["layer"] == layer:
-            merged.setdefault((process["role"], tuple(process["drivers"])), []).append(process)
-    return [_build_box(role, drivers, processes) for (role, drivers), processes in merged.items()]
+    processes = [process for process in facts["processes"] if process["layer"] == layer]
+    return [_build_box(role, drivers, each) for (role, drivers), each in join_spares(processes).items()]
+
+
+def join_spares(
+    processes: Iterable[dict[str, Any]],
+) -> dict[tuple[str, tuple[str, ...]], list[dict[str, Any]]]:
+    """Role and drivers → the process, and its spare if it has one."""
+    joined: dict[tuple[str, tuple[str, ...]], list[dict[str, Any]]] = {}
+    for process in processes:
+        joined.setdefault((process["role"], tuple(process["drivers"])), []).append(process)
+    return joined
 
 
 def _build_box(role: str, drivers: tuple[str, ...], processes: list[dict[str, Any]]) -> Box:
@@ -75,7 +84,7 @@ def _build_box(role: str, drivers: tuple[str, ...], processes: list[dict[str, An
 
 def _describe_access(process: dict[str, Any]) -> list[tuple[str, str]]:
     wide = [access for access in process["host_access"] if access.startswith("host ")]
-    held = [_shorten(access) for access in process["host_access"] if not access.startswith("host ")]
+    held = [shorten_access(access) for access in process["host_access"] if not access.startswith("host ")]
     lines = [(f"holds {', '.join(held) if held else 'nothing of the host'}", INK)]
     lines.append((f"can reach {', '.join(wide)}", WIDE) if wide else ("can reach nothing else", GOOD))
     authority = process.get("authority") or {}
@@ -86,8 +95,8 @@ def _describe_access(process: dict[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
-def _shorten(access: str) -> str:
-    """Images by their file's name alone."""
+def shorten_access(access: str) -> str:
+    """What a process holds; images by their file's name alone."""
     kind, _, rest = access.partition(" ")
     if kind != "image":
         return access

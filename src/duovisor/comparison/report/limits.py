@@ -6,6 +6,7 @@ import statistics
 from typing import TYPE_CHECKING
 
 from duovisor.comparison.report.quantities import MAIN
+from duovisor.comparison.report.sentences import is_busy
 from duovisor.comparison.report.wording import count, format_duration
 from duovisor.comparison.statistics import SAMPLES_MIN, SIGNIFICANT_P, TEST_NAME
 from duovisor.spec.vm import Accelerator
@@ -43,7 +44,7 @@ def list_limits(result: Result) -> list[str]:
             "measure share them, which costs a design with more processes more than it would on a larger "
             "machine."
         )
-    if result.median_load > host.cpus + 1:
+    if is_busy(result):
         said.append(
             f"The machine was busy with other work: half of the time {result.median_load:.1f} or more "
             f"tasks wanted its {count(host.cpus, 'processor')}."

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from duovisor.comparison.report.result import Result, Row
 
 SPARE = ", spare"
+MANY_US = 10_000
 _STORAGE = (
     ("iops", "4 KiB requests", "IOPS", [job.name for job in STORAGE_JOBS if job.block == "4k"], "iops"),
     (
@@ -69,7 +70,22 @@ def _list_costs() -> list[str]:
 
 def _bars(result: Result, name: str, title: str, unit: str, keys: Iterable[str]) -> Drawing | None:
     rows = [row for key in keys if (row := result.find_row(key))]
-    return draw_bars(name, title, unit, [_group(row) for row in rows]) if rows else None
+    return _draw(name, title, unit, [_group(row) for row in rows]) if rows else None
+
+
+def _draw(name: str, title: str, unit: str, groups: list[Group]) -> Drawing:
+    """Bars; microseconds become milliseconds where there are many."""
+    if unit == "µs" and max(bar.value for group in groups for bar in group.bars) >= MANY_US:
+        groups = [group._replace(bars=tuple(_in_thousands(bar) for bar in group.bars)) for group in groups]
+        unit = "ms"
+    return draw_bars(name, title, unit, groups)
+
+
+def _in_thousands(bar: Bar) -> Bar:
+    low, high = (None if edge is None else edge / 1e3 for edge in (bar.low, bar.high))
+    return bar._replace(
+        value=bar.value / 1e3, low=low, high=high, samples=tuple(sample / 1e3 for sample in bar.samples)
+    )
 
 
 def _group(row: Row, label: str = "") -> Group:
@@ -85,7 +101,7 @@ def _latencies(result: Result, job: str) -> Drawing | None:
     if not rows:
         return None
     groups = [_group(row, row.quantity.title.rpartition(": ")[2]) for row in rows]
-    return draw_bars(f"latency-{job.replace('_', '-')}", STORAGE_TITLES[job], "µs", groups)
+    return _draw(f"latency-{job.replace('_', '-')}", STORAGE_TITLES[job], "µs", groups)
 
 
 def _stacks(result: Result, name: str, title: str, unit: str, keys: Iterable[str]) -> Drawing | None:

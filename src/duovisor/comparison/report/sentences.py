@@ -152,7 +152,14 @@ def summarize_result(result: Result) -> list[str]:
             said.append(f"When the {row.title}: {_contrast(row)}")
         elif row.measure == "fault.service" and all(s.survived == s.tries for s in row.seen.values()):
             said.append("When the management service is killed, the guests of both designs go on.")
+    if is_busy(result):
+        said.append("The machine was busy with other work meanwhile: repeat it on a quiet one.")
     return [sentence for sentence in said if sentence]
+
+
+def is_busy(result: Result) -> bool:
+    """Whether more than this comparison wanted the machine's processors, most of the time."""
+    return result.median_load > result.header.host.cpus + 1
 
 
 def _contrast(row: EventRow) -> str:

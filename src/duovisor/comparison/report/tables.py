@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from duovisor.comparison.report.figure import join_spares, shorten_access
 from duovisor.comparison.report.sentences import state
 from duovisor.comparison.report.wording import format_p, format_span, format_value
 from duovisor.comparison.statistics import Verdict
@@ -110,7 +111,8 @@ def build_authority(result: Result) -> str:
     lines = [_row("th", titles, [""] * 6)]
     for design, facts in result.authority.items():
         lines.append(f'<tr class="section"><th colspan="6">{design}</th></tr>')
-        lines += [_row("td", _authority_cells(process), [""] * 6) for process in facts["processes"]]
+        for same in join_spares(facts["processes"]).values():
+            lines.append(_row("td", _authority_cells(same[0], spares=len(same) - 1), [""] * 6))
     return (
         "<h2>What each process may reach</h2><p>As the kernel tells it of the running processes. The "
         "manager is this comparison; in daily use it is duovisord, which owns the VMs of a host in both "
@@ -118,17 +120,18 @@ def build_authority(result: Result) -> str:
     )
 
 
-def _authority_cells(process: dict[str, Any]) -> list[str]:
+def _authority_cells(process: dict[str, Any], *, spares: int) -> list[str]:
     authority = process.get("authority") or {}
+    held = ", ".join(map(shorten_access, process["host_access"])) or "nothing"
     role = f"{process['layer']}: {process['role']}"
     if process["drivers"] and process["layer"] == "controlling":
-        role += f" of {', '.join(process['drivers'])}"
+        role += f" of {', '.join(process['drivers'])}" + (", and its spare" if spares else "")
     if not authority:
-        return [escape(role), escape(", ".join(process["host_access"])), "?", "?", "?", "?"]
+        return [escape(role), escape(held), "?", "?", "?", "?"]
     kinds = ", ".join(f"{number} {kind}" for kind, number in authority["descriptors"].items())
     return [
         escape(role),
-        escape(", ".join(process["host_access"]) or "nothing"),
+        escape(held),
         escape(", ".join(authority["own_namespaces"]) or "none: the host's"),
         str(authority["capabilities"]),
         "yes" if authority["seccomp_filters"] else "no",
