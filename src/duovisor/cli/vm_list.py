@@ -118,7 +118,7 @@ def _describe_status(status: dict[str, Any]) -> dict[str, str]:
     elif status["ended_at"]:
         values["ended"] = format_time(status["ended_at"])
     if status["addresses"]:
-        values["addresses"] = "\n".join(
+        values["leases"] = "\n".join(
             f"{each['address']} ({each['card']} on {each['network']})" for each in status["addresses"]
         )
     if status["full_disks"]:
