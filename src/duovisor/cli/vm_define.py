@@ -122,7 +122,10 @@ def rename(name: str, new: str, as_json: bool) -> None:
 @click.option("--disks", is_flag=True, help="Delete its writable volumes with it.")
 @json_option
 def delete(names: tuple[str, ...], force: bool, disks: bool, as_json: bool) -> None:
-    """Forget VMs that do not run, and what their guests printed; without --disks their disks stay."""
+    """Forget VMs that do not run, with what their guests printed, their UEFI variables and their TPMs.
+
+    Without --disks their disks stay.
+    """
     from duovisor.client.service import vm_path
 
     client = connect()

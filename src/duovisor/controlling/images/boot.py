@@ -18,9 +18,11 @@ def add_image(document: Mapping[str, Any], image: Image) -> dict[str, Any]:
     """Complete a specification document with an image: kernel, the image's disks after the user's, its port.
 
     What the document says itself (such as a kernel command line) goes before what the image says. Of an image
-    with a disk to be cloned, only the kernel is taken, and that where the document wants one. Raises
-    ``ImageUseError``.
+    with a disk to be cloned, only the kernel is taken, and that where the document wants one. What an image
+    has an agent for, gets its port. Raises ``ImageUseError``.
     """
+    if image.guest_agent:
+        document = {"guest_agent": True, **document}
     if image.volume is not None and document.get("firmware") != Firmware.DIRECT_KERNEL:
         return dict(document)
     if image.kernel is None:

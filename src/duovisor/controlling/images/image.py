@@ -33,7 +33,8 @@ class Image(ImageModel):
 
     Either it starts from its ``kernel``, or from the disk that is ``volume`` (``POOL/NAME``), of which VMs
     get clones; that may have a kernel besides, for who starts without firmware. ``disk_bytes`` is what the
-    volume takes on the host, which never changes; ``user`` is who logs in.
+    volume takes on the host, which never changes; ``user`` is who logs in, and
+    ``guest_agent`` says that QEMU's agent is in it.
     """
 
     format_version: Literal[1] = 1
@@ -46,6 +47,7 @@ class Image(ImageModel):
     volume: str | None = None
     disk_bytes: int = 0
     user: str = ""
+    guest_agent: bool = False
     kernel_version: str = ""
     source: str
     recipe: str

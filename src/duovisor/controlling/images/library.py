@@ -50,6 +50,7 @@ class About(NamedTuple):
     source: str
     recipe: str = ""
     user: str = ""
+    guest_agent: bool = False
     command_line: str = ""
     boot_files: Path | None = None  # a folder with a kernel and its initial RAM disk
 
@@ -92,6 +93,7 @@ class Library:
                 f"packages of {debian.SUITE}",
                 recipe=debian.NAME,
                 user=debian.USER,
+                guest_agent=True,
                 command_line=debian.build_command_line(),
                 boot_files=folder,
             )
@@ -200,6 +202,7 @@ class Library:
                     volume=f"{volume.pool}/{volume.name}",
                     disk_bytes=volume.allocated_bytes or 0,
                     user=about.user,
+                    guest_agent=about.guest_agent,
                     source=about.source,
                     recipe=about.recipe,
                     built_at=datetime.now(UTC).replace(microsecond=0),

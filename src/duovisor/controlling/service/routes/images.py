@@ -57,6 +57,7 @@ class ImageView(ApiModel):
     volume: str | None = None
     disk_bytes: int = 0
     user: str = ""
+    guest_agent: bool = False
     source: str = ""
     built_at: datetime | None = None
     size_bytes: int = 0
@@ -226,6 +227,7 @@ def _view(image: Image, damaged: tuple[str, ...] | None = None) -> ImageView:
         volume=image.volume,
         disk_bytes=image.disk_bytes,
         user=image.user,
+        guest_agent=image.guest_agent,
         source=image.source,
         built_at=image.built_at,
         size_bytes=image.size_bytes,
