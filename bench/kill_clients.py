@@ -21,21 +21,44 @@ if TYPE_CHECKING:
 
 DESIGNS = ("monolithic", "microkernelized")
 UNDER_WAY = ("pending", "running")
+PLUGGED_BYTES = 1 << 20
+UNPLUG_TIMEOUT_S = 0.05
 POLL_S = 0.02
 SHUTDOWN_TIMEOUTS_S = (0.05, 5.0)  # one that often passes before the guest has ended
 MARKS = 10_000
 # what several clients may well be told
 EXPECTED = frozenset({
     "busy", "wrong-state", "vm-not-found", "name-in-use", "revision-conflict", "shutdown-timeout",
-    "operation-cancelled", "operation-finished", "operation-interrupted",
+    "operation-cancelled", "operation-finished", "operation-interrupted", "device-not-found",
+    "plug-refused", "unplug-timeout",  # no slot is left; the guest, a boot sector, lets go of nothing
 })  # fmt: skip
 # a guest whose power button was pressed may be gone at any moment
 MEETS_END = dict.fromkeys(("vm.pause", "vm.resume", "vm.reset"), frozenset({"vmm-gone"}))
+MEETS_END |= dict.fromkeys(("vm.attach-disk", "vm.detach-disk"), frozenset({"vmm-gone", "partition-failed"}))
 # what is done to a VM in each state, and how often
 CHOICES: dict[str, dict[str, int]] = {
-    "rest": {"start": 60, "edit": 10, "rename": 12, "delete": 10, "stop": 2, "pause": 2},
-    "running": {"pause": 20, "reset": 10, "shutdown": 14, "stop": 14, "edit": 8, "start": 2, "delete": 2},
-    "paused": {"resume": 60, "stop": 15, "reset": 10, "edit": 5, "shutdown": 2, "rename": 2},
+    "rest": {
+        "start": 60,
+        "edit": 10,
+        "rename": 12,
+        "delete": 10,
+        "stop": 2,
+        "pause": 2,
+        "attach": 3,
+        "detach": 10,
+    },
+    "running": {
+        "pause": 20,
+        "reset": 10,
+        "shutdown": 14,
+        "stop": 14,
+        "edit": 8,
+        "start": 2,
+        "delete": 2,
+        "attach": 16,
+        "detach": 3,
+    },
+    "paused": {"resume": 60, "stop": 15, "reset": 10, "edit": 5, "shutdown": 2, "rename": 2, "attach": 8},
     "on the way": {"stop": 30, "edit": 20, "pause": 20, "resume": 5, "start": 5},
 }
 KINDS = {"running": "running", "paused": "paused", "starting": "on the way", "stopping": "on the way"}
@@ -119,6 +142,10 @@ class Client:
                 self._delete(vm)
             case "stop" | "shutdown":
                 self._end(name, action)
+            case "attach":
+                self._attach(name)
+            case "detach":
+                self._detach(vm)
             case _:
                 self._follow(self._begin(name, action))
 
@@ -155,6 +182,18 @@ class Client:
             changed = self._send("POST", f"/v1/vms/{name}/rename", {"name": fact.name}, vm)
             answer.revision = changed["record"]["revision"]
 
+    def _attach(self, name: str) -> None:
+        disk = self._service.root / f"plugged{self._ledger.next_number()}.raw"
+        disk.write_bytes(bytes(PLUGGED_BYTES))
+        self._follow(self._begin(name, "attach-disk", {"disk": {"path": str(disk)}}))
+
+    def _detach(self, vm: Document) -> None:
+        """The disk that was attached last; the first is the one that the VM boots from."""
+        slots = [disk["slot"] for disk in vm["record"]["spec"]["disks"][1:]]
+        if slots:
+            leaving = {"device": f"disk{slots[-1]}", "timeout_s": UNPLUG_TIMEOUT_S}
+            self._follow(self._begin(vm["record"]["name"], "detach-disk", leaving))
+
     def _delete(self, vm: Document) -> None:
         with self._ledger.changing(vm, GONE):
             self._send("DELETE", f"/v1/vms/{vm['record']['name']}", None, vm)
@@ -175,8 +214,9 @@ class Client:
         if ended["state"] == "done" or (fault and fault["code"] in ("wrong-state", "busy")):
             self._ledger.end_settled(number, refused=ended["state"] != "done")
 
-    def _begin(self, name: str, action: str) -> Document:
-        options = {"timeout_s": self._random.choice(SHUTDOWN_TIMEOUTS_S)} if action == "shutdown" else None
+    def _begin(self, name: str, action: str, options: Document | None = None) -> Document:
+        if action == "shutdown":
+            options = {"timeout_s": self._random.choice(SHUTDOWN_TIMEOUTS_S)}
         operation = self._send("POST", f"/v1/vms/{name}/{action}", options)
         self._ledger.accepted(operation)
         return operation

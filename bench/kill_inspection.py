@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     Document = dict[str, Any]
 
 ACTIVE = ("starting", "running", "paused", "stopping")
+BOOTED_WITH = ("", "disk0")  # the others are plugged in while it runs
 PERMANENT = {"vms", "duovisord.sock", "memory"}
 
 _LATEST_RUNS = """
@@ -30,7 +31,7 @@ _LATEST_RUNS = """
 
 
 class RunningVm(NamedTuple):
-    """A VM that runs, as its run folder and the kernel say."""
+    """A VM that runs, as its run folder and the kernel say: its VMM and what serves what it booted with."""
 
     uuid: str
     processes: frozenset[ProcessIdentity]
@@ -43,7 +44,8 @@ def find_running(directories: Directories) -> dict[str, RunningVm]:
         described = load_description(directories.vms / name)
         if described is None or described.phase is not Phase.RUNNING:
             continue
-        identities = frozenset(process.identity for process in described.processes)
+        booted = (process for process in described.processes if process.device in BOOTED_WITH)
+        identities = frozenset(process.identity for process in booted)
         if all(map(is_living, identities)):
             found[name] = RunningVm(described.uuid, identities)
     return found
@@ -94,6 +96,10 @@ def _check_vm(folder: Path, vm: Document, description: MachineDescription) -> li
     found = []
     if description.uuid != vm["record"]["uuid"]:
         found.append(f"{name} has the uuid {vm['record']['uuid']}, its run folder {description.uuid}")
+    defined = {disk["path"] for disk in vm["record"]["spec"]["disks"]}
+    has = {disk.path for disk in description.spec.disks}  # or fewer: a reset guest lets go of some
+    if has - defined:
+        found.append(f"{name} runs with the disks {has}, and is defined with {defined}")
     pids = {process["pid"] for process in status["processes"]}
     if pids != {process.pid for process in description.processes}:
         found.append(f"{name} has the processes {pids}, its run folder {description.processes}")

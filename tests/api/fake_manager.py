@@ -35,6 +35,7 @@ from duovisor.controlling.vms.errors import (
     VmNameInUseError,
     VmNotFoundError,
 )
+from duovisor.controlling.vms.limits import limit_in_spec
 from duovisor.controlling.vms.records import (
     Autostart,
     EventKind,
@@ -279,6 +280,15 @@ class FakeVmManager:
         self._keep(self._with_record(vm, spec=spec))
         (added,) = name_devices(spec).keys() - name_devices(vm.record.spec).keys()
         progress(100, f"{added} attached")
+
+    async def limit_disk(
+        self, name: str, disk: str, iops_limit: int | None, bandwidth_limit: int | None
+    ) -> VmView:
+        vm = await self.get(name)
+        if disk not in name_devices(vm.record.spec):
+            raise DeviceNotFoundError(f"{name} has no disk {disk!r}")
+        limits = {"iops_limit": iops_limit, "bandwidth_limit": bandwidth_limit}
+        return self._keep(self._with_record(vm, spec=limit_in_spec(vm.record.spec, disk, limits)))
 
     async def detach(self, name: str, device: str, timeout_s: float, progress: Progress) -> None:
         vm = await self.get(name)

@@ -52,6 +52,7 @@ NEEDS = {
     "switch_vm": "administrator",
     "reset_nvram": "administrator",
     "attach_disk": "administrator",
+    "limit_disk": "operator",
     "attach_nic": "administrator",
     "detach_disk": "administrator",
     "detach_nic": "administrator",

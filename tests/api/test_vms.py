@@ -60,7 +60,7 @@ def test_devices_come_and_go(api: Api, name: str) -> None:
     for path, wrong in (
         ("attach-disk", {}),
         ("attach-disk", {"disk": {"path": "/a", "slot": 99}}),
-        ("attach-nic", {"nic": {"network": "none"}}),
+        ("attach-nic", {"nic": {"network": "no/name"}}),
         ("detach-disk", {"device": "nic0"}),
         ("detach-nic", {"device": "nic0", "timeout_s": 0}),
     ):
@@ -71,6 +71,24 @@ def test_devices_come_and_go(api: Api, name: str) -> None:
     assert detached["state"] == "done"
     gone = api.finish(api.post(f"/v1/vms/{name}/detach-disk", json={"device": "disk0"}))
     assert gone["error"]["code"] == "device-not-found"
+
+
+def test_a_disk_is_limited(api: Api, name: str) -> None:
+    api.make_vm(name)
+    api.finish(api.post(f"/v1/vms/{name}/attach-disk", json={"disk": {"path": "/srv/a.raw"}}))
+    limits = {"device": "disk0", "iops_limit": 500, "bandwidth_limit": "50M"}
+    (disk,) = api.post(f"/v1/vms/{name}/limit-disk", json=limits).json()["record"]["spec"]["disks"]
+    assert (disk["iops_limit"], disk["bandwidth_limit"]) == (500, 50 << 20)
+    for wrong in (
+        {},
+        {"device": "nic0"},
+        {"device": "disk0", "iops_limit": 0},
+        {"device": "disk0", "bandwidth_limit": 9},
+    ):
+        reply = api.post(f"/v1/vms/{name}/limit-disk", json=wrong)
+        assert (reply.status_code, reply.json()["code"]) == (422, "request-invalid"), wrong
+    gone = api.post(f"/v1/vms/{name}/limit-disk", json={"device": "disk5"})
+    assert (gone.status_code, gone.json()["code"]) == (404, "device-not-found")
 
 
 def test_what_is_not_switched(api: Api, name: str) -> None:

@@ -138,6 +138,8 @@ command_line = "console=ttyS0"
 path = "/srv/a \\"quoted\\", odd @disk0@.raw"
 read_only = true
 slot = 7
+iops_limit = 500
+bandwidth_limit = "50M"
 [[nics]]
 slot = 5
 network = "user"

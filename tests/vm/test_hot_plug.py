@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -72,6 +73,16 @@ def read_devices(client: ServiceClient) -> tuple[list[str], list[str]]:
     return [disk["serial"] for disk in vm["record"]["spec"]["disks"]], sorted(serving)
 
 
+async def read_slowly(client: ServiceClient, guest: ProbeClient, device: str, serial: str) -> None:
+    """A limit counts at once, under the guest; no limit is only as fast as it is."""
+    limits = {"device": device, "bandwidth_limit": "2M"}
+    client.request("POST", f"{vm_path('web')}/limit-disk", limits)
+    began = time.monotonic()
+    await output(guest, f"dd if={FIND.format(serial)} of=/dev/null bs=64k skip=640 count=96 2>/dev/null")
+    assert time.monotonic() - began > 1.5  # 6 MiB; some of it at once
+    client.request("POST", f"{vm_path('web')}/limit-disk", {"device": device})
+
+
 async def lease(guest: ProbeClient) -> None:
     await await_output(guest, "ls -d /sys/class/net/eth*")
     said = await output(guest, "udhcpc -q -n -t 5 -T 1 -i eth0 -s /bin/dhcp-event && ip addr")
@@ -114,6 +125,7 @@ async def plug_monolithic(client: ServiceClient, guest: ProbeClient, scratch: Pa
     assert act(client, "attach-disk", QCOW2) == "disk2 attached"
     await await_output(guest, "grep -l qcow2 /sys/block/vd*/serial")
     await write_and_read(guest, "qcow2", "two")
+    await read_slowly(client, guest, "disk1", "raw")
     assert act(client, "attach-nic", {"nic": {"network": "user"}}) == "nic0 attached"
     await lease(guest)
     assert act(client, "detach-nic", {"device": "nic0"}) == "nic0 detached"
@@ -136,6 +148,7 @@ async def plug_microkernelized(
     assert act(client, "attach-nic", {"nic": {"network": "user"}}) == "nic0 attached"
     await await_output(guest, "grep -l raw /sys/block/vd*/serial")
     await write_and_read(guest, "qcow2", "five")
+    await read_slowly(client, guest, "disk2", "raw")
     await lease(guest)
     kill_driver(client, "disk2")
     await write_and_read(guest, "raw", "six")

@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from duovisor.cli.completion import complete_vm
-from duovisor.cli.output import json_option
+from duovisor.cli.connection import connect
+from duovisor.cli.output import json_option, print_json
 from duovisor.cli.vm_act import act, no_wait_option
 
 vm_argument = click.argument("name", metavar="VM", shell_complete=complete_vm)
@@ -38,6 +39,38 @@ def attach_disk(name: str, disk: str, no_wait: bool, as_json: bool) -> None:
 
     document = {"disk": parse_disk(disk)}
     act_alone(name, "attach-disk", document, no_wait=no_wait, as_json=as_json)
+
+
+@click.command("limit-disk")
+@vm_argument
+@click.argument("device", metavar="DISK")
+@click.option("--iops", type=click.IntRange(1), help="Requests in a second, at most.")
+@click.option("--bandwidth", metavar="SIZE", help="Bytes in a second, at most: 50M. At least 1M.")
+@json_option
+def limit_disk(name: str, device: str, iops: int | None, bandwidth: str | None, as_json: bool) -> None:
+    """Limit what a disk (disk0, see `duovisor vm show`) does in a second, from now on.
+
+    It takes effect at once under a running guest, in both designs, and stays: in the definition it is
+    iops_limit and bandwidth_limit of the disk. What is not given has no limit; with neither, the disk has
+    none any more. Reads, writes and flushes count together.
+    """
+    from duovisor.client.service import vm_path
+    from duovisor.controlling.vms.limits import describe_limits
+
+    document = {"device": device, "iops_limit": iops, "bandwidth_limit": bandwidth}
+    vm = connect().request("POST", f"{vm_path(name)}/limit-disk", document).document
+    if as_json:
+        print_json(vm)
+        return
+    limits = [disk for slot, disk in number(vm["record"]["spec"]["disks"]) if f"disk{slot}" == device]
+    for disk in limits:
+        said = describe_limits(disk["iops_limit"], disk["bandwidth_limit"])
+        click.echo(f"{device} of {name}: {said}")
+
+
+def number(disks: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
+    """Each disk with its slot."""
+    return [(at if disk["slot"] is None else disk["slot"], disk) for at, disk in enumerate(disks)]
 
 
 @click.command("detach-disk")

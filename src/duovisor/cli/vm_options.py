@@ -37,7 +37,7 @@ _OPTIONS = (
         multiple=True,
         metavar="PATH|volume=NAME[,KEY=VALUE…]",
         help="A disk: an image, or a volume; keys: format, cache, read_only, serial, queues, queue_size, "
-        "driver, key_file, sector_bytes. Repeatable.",
+        "driver, key_file, sector_bytes, iops_limit, bandwidth_limit. Repeatable.",
     ),
     click.option(
         "--cdrom",

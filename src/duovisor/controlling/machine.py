@@ -19,6 +19,7 @@ from duovisor.controlling.description import MachineDescription, Phase, write_de
 from duovisor.controlling.full_disks import FullDisks
 from duovisor.controlling.incarnation import Incarnation
 from duovisor.controlling.machine_checks import check_start
+from duovisor.controlling.machine_limits import limit_disks_inside
 from duovisor.controlling.machine_place import CURRENT, Place, make_place
 from duovisor.controlling.memory_folder import open_memory_folder
 from duovisor.controlling.moving.recovery import conclude_move, take_disks_back
@@ -331,6 +332,7 @@ class Machine:
 
     async def _settle(self, *, adopted: bool) -> None:
         """The VMM runs: listen to its console, and tell others that it does."""
+        await limit_disks_inside(self.current)
         self.place.point_to(self.current.number)
         socket_path = self.vmm.socket_path(CONSOLE_SOCKET)
         self.console = await Console.connect(socket_path, self.console_log, resume=adopted)

@@ -48,6 +48,11 @@ def build_block_words(disk: DiskSpec) -> tuple[str, ...]:
     return tuple(words)
 
 
+def rate_of(disk: DiskSpec) -> tuple[int, int]:
+    """How many requests and bytes a second a disk's driver lets through; 0 is no limit."""
+    return disk.iops_limit or 0, disk.bandwidth_limit or 0
+
+
 def plan_disk(
     spec: VirtualMachineSpec,
     index: int,
@@ -73,6 +78,7 @@ def plan_disk(
         uid=uid_of(spec.name),
         limits=build_limits(spec.memory_mib),
         poll_us=POLL_US,
+        rate=rate_of(disk),
     )
     if disk.driver == ENCRYPTED_DRIVER:
         return replace(plan, role=ENCRYPTED_ROLE, driver="encrypted", modules=Modules.ENCRYPTION)

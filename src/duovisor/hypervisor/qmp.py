@@ -138,6 +138,11 @@ class Qmp:
         """The threads that serve disks, by the names that the plan gave them: the host's thread ids."""
         return {str(each["id"]): int(each["thread-id"]) for each in await self.execute("query-iothreads")}
 
+    async def set_io_limits(self, device: str, *, iops: int, bytes_per_s: int) -> None:
+        """How much a disk does in a second at most; 0 is no limit."""
+        parts = {"bps_rd": 0, "bps_wr": 0, "iops_rd": 0, "iops_wr": 0}
+        await self.execute("block_set_io_throttle", id=device, iops=iops, bps=bytes_per_s, **parts)
+
     async def query_full_disks(self) -> tuple[str, ...]:
         """The devices whose requests met a full file system, by id."""
         blocks = await self.execute("query-block")

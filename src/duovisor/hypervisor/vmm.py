@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import socket
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from duovisor import process
@@ -24,6 +23,7 @@ from duovisor.hypervisor.qemu.console import CONSOLE_LOG, QMP_SOCKET
 from duovisor.hypervisor.qemu.nics import nic_backend
 from duovisor.hypervisor.qmp import Qmp
 from duovisor.hypervisor.thin_plan import STATE
+from duovisor.hypervisor.vmm_devices import LIVE, VmmDevices
 from duovisor.hypervisor.vmm_files import create_channels_folder, open_console_log, open_files
 from duovisor.sandbox import build_sandbox_argv
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from duovisor.hypervisor.plan import LaunchPlan
-    from duovisor.hypervisor.qemu.hot_plug import Plug
     from duovisor.hypervisor.thin_spare import Spare
     from duovisor.process import Record
     from duovisor.sandbox import SandboxTools
@@ -44,7 +43,6 @@ START_TIMEOUT_S = 30.0
 LAST_EVENTS_TIMEOUT_S = 2.0  # a dead VMM's socket is closed: only a host out of breath needs more
 END_TIMEOUT_S = 2.0
 NO_TAPS: Mapping[str, int] = {}
-LIVE = frozenset({State.RUNNING, State.PAUSED})
 # QEMU's RunState (qapi/run-state.json) of a VMM that has run its guest
 STATES = {
     "running": State.RUNNING,
@@ -63,7 +61,7 @@ SAVING = "finish-migrate"
 SAVING_POLL_S = 0.01
 
 
-class Vmm:
+class Vmm(VmmDevices):
     """A VMM process and the life cycle of its machine."""
 
     def __init__(self, plan: LaunchPlan, run_dir: Path, tools: SandboxTools | None = None) -> None:
@@ -338,57 +336,6 @@ class Vmm:
         """Make a disk larger whose driver is in the VMM. Raises ``WrongStateError`` or ``QmpError``."""
         self.lifecycle.require(LIVE, "resize a disk of")
         await self._qmp.block_resize(disk, size_bytes)
-
-    def plan_plug(self, plug: Plug, taps: Collection[str]) -> None:
-        """Have the sockets of a device that is about to come in the plan; ``taps`` are no sockets of ours."""
-        plan, listens = self.plan, tuple(name for name in plug.descriptors if name not in taps)
-        self.plan = replace(
-            plan,
-            sockets=(*plan.sockets, *listens),
-            channels=(*plan.channels, *listens),
-            bound=(*plan.bound, *plug.binds),
-        )
-
-    async def open_back_end(self, plug: Plug, taps: Mapping[str, int]) -> None:
-        """Bind the device's sockets and hand them, or a TAP, to the VMM: a driver may connect then.
-
-        ``remove_back_end`` undoes it. Raises ``WrongStateError``, ``HypervisorError``.
-        """
-        self.lifecycle.require(LIVE, "plug a device into")
-        for name in plug.descriptors:
-            if name not in taps:
-                self._bind(name)
-            await self._qmp.getfd(name, taps[name] if name in taps else self._listeners[name].fileno())
-        self._close_listeners()
-        await plugging.run(self._qmp, plug.channel)
-
-    async def plug_in(self, plug: Plug) -> None:
-        """Give the guest the device, whose driver has connected. Raises ``HypervisorError``."""
-        await plugging.run(self._qmp, (*plug.back_end, plug.front_end))
-
-    async def take_out(self, device: str, *, timeout_s: float) -> None:
-        """Have the guest let go of a device.
-
-        Raises ``UnplugTimeoutError``, ``UnplugRefusedError``, ``WrongStateError`` or ``QmpError``.
-        """
-        self.lifecycle.require({State.RUNNING}, f"take {device} out of")
-        await plugging.take_out(self._qmp, device, self._unplugged, timeout_s)
-
-    async def remove_back_end(self, device: str) -> None:
-        """Remove what the VMM has behind a device that is gone, or did not come, and its sockets."""
-        if self.state not in ENDED:
-            await plugging.remove_back_end(self._qmp, device)
-        if device in (*self.plan.sockets, *self.plan.bound):
-            self.socket_path(device).unlink(missing_ok=True)
-        self.plan = self.plan.without(device)
-
-    async def list_devices(self) -> frozenset[str]:
-        """The devices that the guest has, by id."""
-        return await plugging.list_devices(self._qmp)
-
-    async def list_full_disks(self) -> tuple[str, ...]:
-        """The disks whose driver is in the VMM and waits for room on the host."""
-        return await self._qmp.query_full_disks()
 
     async def prepare_to_move(self) -> None:
         """Have the VMM ready to save or load its devices' state; its guest does not notice.

@@ -18,6 +18,7 @@ from pydantic import (
 from duovisor.spec.cdrom import BOOT_ORDER, MAX_CDROMS, BootDevice, CdromSpec
 from duovisor.spec.cloud_init import CloudInitSpec
 from duovisor.spec.firewall import Firewall
+from duovisor.spec.limits import Bandwidth  # pydantic reads it at run time
 from duovisor.spec.model import SpecModel
 from duovisor.spec.names import Text, VolumeName, check_name, check_text
 from duovisor.spec.processors import CpuModel
@@ -192,6 +193,8 @@ class DiskSpec(SpecModel):
     ``slot`` is its number among the VM's disks, by default its position in their list: it names the disk
     (``disk3``) and gives it its PCI address, so it stays what it is when another disk goes.
 
+    ``iops_limit`` and ``bandwidth_limit`` are how many requests and bytes (``50M``) a second it does at most.
+
     ``driver`` is ``block``; or ``encrypted``, with a key in ``key_file`` and in units of ``sector_bytes``; or
     a Python file of yours, which gets ``options`` and may do without a ``path``.
     """
@@ -212,6 +215,8 @@ class DiskSpec(SpecModel):
     queue_size: Annotated[int, AfterValidator(_check_power_of_two)] = Field(
         default=256, ge=16, le=QUEUE_SIZE_MAX
     )
+    iops_limit: int | None = Field(default=None, ge=1, le=10_000_000)
+    bandwidth_limit: Bandwidth | None = None
     on_driver_failure: DriverFailure = DriverFailure.PAUSE
     driver_hang_s: float = Field(default=30.0, ge=0, le=86400, allow_inf_nan=False)
 

@@ -129,6 +129,10 @@ def test_devices_come_and_go(user: Program, name: str) -> None:
     )
     assert say(user, "vm", "detach-disk", name, "disk0") == f"{name} has changed: disk0 detached\n"
     assert "no disk or network card" in user.refuse("vm", "detach-nic", name, "nic3", exit_code=3)
+    say(user, "vm", "attach-disk", name, "/srv/b.raw,iops_limit=9,bandwidth_limit=5M")
+    limited = say(user, "vm", "limit-disk", name, "disk0", "--iops", "500", "--bandwidth", "50M")
+    assert limited == f"disk0 of {name}: at most 500 requests and 50 MiB a second\n"
+    assert say(user, "vm", "limit-disk", name, "disk0") == f"disk0 of {name}: no limit\n"
     say(user, "vm", "pause", name)
     refused = user.refuse("vm", "detach-nic", name, "nic0", exit_code=4)
     assert f"cannot detach a NIC from {name}: it is paused" in refused

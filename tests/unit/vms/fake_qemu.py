@@ -114,6 +114,7 @@ class Parts:
     def __init__(self) -> None:
         self.names: dict[str, list[str]] = {kind: [] for kind, _ in self.ADDING.values()}
         self.leaving: list[str] = []
+        self.limits: dict[str, list[int]] = {}
         words = " ".join(sys.argv)
         self.names["devices"] = re.findall(r"-device \S+?,id=([^, ]+)", words)
         self.names["netdevs"] = re.findall(r"-netdev \S+?,id=([^, ]+)", words)
@@ -125,7 +126,7 @@ class Parts:
         """For tests."""
         if FOLDER.is_dir():
             fresh = FOLDER / f"{DEVICES}.{os.getpid()}"
-            fresh.write_text(json.dumps(self.names))
+            fresh.write_text(json.dumps(self.names | {"limits": self.limits}))
             fresh.replace(FOLDER / DEVICES)
 
     def add(self, command: str, arguments: dict[str, Any]) -> str:
@@ -305,6 +306,9 @@ class FakeQemu:
     def result_of(self, command: str, arguments: dict[str, Any]) -> Any:
         names = self.parts.names
         match command:
+            case "block_set_io_throttle":
+                self.parts.limits[arguments["id"]] = [arguments["iops"], arguments["bps"]]
+                self.parts.write()
             case "qom-list":
                 kind = "devices" if arguments["path"] == "/machine/peripheral" else "objects"
                 return [{"name": name, "type": "child<x>"} for name in names[kind]]

@@ -48,6 +48,7 @@ def read_parts(host: Host) -> dict[str, list[str]]:
     """What the VMM has beside memory."""
     found: dict[str, list[str]] = json.loads((host.root / DEVICES).read_text())
     found["objects"].remove("ram")
+    del found["limits"]
     found["devices"].remove("pluggable")
     return found
 
@@ -187,6 +188,39 @@ async def test_a_device_that_came_while_nobody_looked(host: Host, image: str) ->
         (host.root / KEEPS_DEVICES).unlink()
         await manager.detach("vm", "disk0")
         assert nothing(read_parts(host))
+
+
+def read_limits(host: Host) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = json.loads((host.root / DEVICES).read_text())["limits"]
+    return found
+
+
+async def test_disks_are_limited(host: Host, image: str) -> None:
+    async with host.managed() as manager:
+        await start(manager, disks=[{"path": image, "iops_limit": 100, "bandwidth_limit": "2M"}])
+        assert read_limits(host) == {"disk0": [100, 2 << 20]}
+        await manager.limit_disk("vm", "disk0", 50, None)
+        assert read_limits(host) == {"disk0": [50, 0]}
+        (disk,) = (await read_spec(manager)).disks
+        assert (disk.iops_limit, disk.bandwidth_limit) == (50, None)
+        with pytest.raises(DeviceNotFoundError) as caught:
+            await manager.limit_disk("vm", "disk7", 50, None)
+        assert caught.value.remedy == "it has disk0"
+        other = host.root / "other.raw"
+        other.write_bytes(bytes(1 << 20))
+        await manager.attach("vm", DiskSpec(path=str(other), bandwidth_limit=1 << 20))
+        assert read_limits(host)["disk1"] == [0, 1 << 20]
+        await manager.update_vmm("vm")  # the new one begins without
+        assert read_limits(host) == {"disk0": [50, 0], "disk1": [0, 1 << 20]}
+    async with host.managed() as manager:
+        assert read_limits(host)["disk0"] == [50, 0]
+        await manager.limit_disk("vm", "disk0", None, None)
+        assert read_limits(host)["disk0"] == [0, 0]
+        await read_spec(manager)
+        await manager.stop("vm")
+        await manager.limit_disk("vm", "disk0", 7, None)  # at its next start
+        await manager.start("vm")
+        assert read_limits(host)["disk0"] == [7, 0]
 
 
 async def test_the_thin_vmm_has_no_hot_plug(host: Host, manager: VmManager) -> None:

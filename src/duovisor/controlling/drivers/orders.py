@@ -20,7 +20,7 @@ MAX_HANG_S = 86_400.0
 class Assignment:
     """An order to serve or to stand by; it owns its descriptors until they are taken."""
 
-    __slots__ = ("descriptors", "driver", "hang_s", "options", "poll_us", "stands_by")
+    __slots__ = ("descriptors", "driver", "hang_s", "options", "poll_us", "rate", "stands_by")
 
     def __init__(self, order: dict[str, Any], descriptors: dict[str, int]) -> None:
         self.descriptors = descriptors
@@ -29,6 +29,7 @@ class Assignment:
         self.options: list[str] = order.get("options", [])
         self.poll_us: int = order.get("poll_us", 0)
         self.hang_s: float = order.get("hang_s", 0.0)
+        self.rate = parse_rate(order)
 
     def find(self, name: str) -> int:
         """A descriptor that this assignment keeps and closes."""
@@ -81,6 +82,14 @@ def parse_assignment(packet: Packet) -> Assignment:
     if type(hang_s) not in (int, float) or not 0 <= hang_s <= MAX_HANG_S:
         raise DriverError(f"hang_s is {hang_s!r}, not a number from 0 to {MAX_HANG_S:g}")
     return Assignment(order, packet.take_descriptors())
+
+
+def parse_rate(order: dict[str, Any]) -> tuple[int, int]:
+    """How many requests and bytes a second may be let through; 0 is no limit."""
+    rate = order.get("rate", [0, 0])
+    if not isinstance(rate, list) or len(rate) != 2 or any(type(n) is not int or n < 0 for n in rate):
+        raise DriverError(f"rate is {rate!r}, not two numbers")
+    return rate[0], rate[1]
 
 
 def parse_name(packet: Packet, field: str) -> str:

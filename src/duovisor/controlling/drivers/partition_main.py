@@ -29,8 +29,9 @@ from duovisor.controlling.drivers.bounded_log import print_to
 from duovisor.controlling.drivers.confinement import BIRTH, LOG, confine
 from duovisor.controlling.drivers.control_server import ControlServer
 from duovisor.controlling.drivers.errors import DriverError
-from duovisor.controlling.drivers.orders import Assignment, parse_assignment, parse_name
+from duovisor.controlling.drivers.orders import Assignment, parse_assignment, parse_name, parse_rate
 from duovisor.controlling.drivers.resting import describe_device
+from duovisor.controlling.drivers.throttle import Throttle
 from duovisor.errors import DuovisorError
 
 TYPE_CHECKING = False
@@ -105,6 +106,7 @@ class Partition:
         self._device: VirtioDevice | None = None
         self._backend: Backend | None = None
         self._standby: Standby | None = None
+        self._throttle: Throttle | None = None
         self._hung: dict[str, object] | None = None
         self._facts: dict[str, Any] | None = None
         self._ends = False
@@ -118,6 +120,7 @@ class Partition:
             "hand_over": self._hand_over,
             "attach": self._attach,
             "retry": self._retry,
+            "limit": self._limit,
             "report": self._report_errors,
             "status": self._status,
             "end": self._end,
@@ -187,6 +190,7 @@ class Partition:
             check_device(self._device)
             read_device_config(self._device)
             self._facts = describe_device(self._device)
+            self._set_rate(assignment.rate)
             self._start(assignment, self._device)
         except DuovisorError as error:
             self._ends = self._refused = True  # nothing half-made serves: the owner makes another
@@ -252,6 +256,16 @@ class Partition:
         if isinstance(self._device, BlockProtocol):
             self._device.report()
         return {}
+
+    def _limit(self, packet: Packet) -> dict[str, Any]:
+        self._set_rate(parse_rate(packet.message))
+        return {}
+
+    def _set_rate(self, rate: tuple[int, int]) -> None:
+        if self._throttle is None and any(rate) and isinstance(self._device, BlockProtocol):
+            self._throttle = Throttle(self._device, self._loop)
+        if self._throttle is not None:
+            self._throttle.set_rate(*rate)
 
     def _status(self, _: Packet) -> dict[str, Any]:
         return {

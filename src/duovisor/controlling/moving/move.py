@@ -12,6 +12,7 @@ import time
 from contextlib import AsyncExitStack, ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
+from duovisor.controlling.machine_limits import limit_disks_inside
 from duovisor.controlling.moving.cards import CardMoves
 from duovisor.controlling.moving.checks import check_move
 from duovisor.controlling.moving.disks import hand_over_disks, write_out
@@ -207,6 +208,8 @@ class _Move:
         """The successor runs: it is the VM from now on, and the old one goes."""
         machine, old = self._machine, self._old
         machine.current, machine.other = new, old
+        with suppress(DuovisorError):  # it has ended, and so has its VM
+            await limit_disks_inside(new)
         machine.write()
         machine.place.point_to(new.number)
         machine.place.undecide()

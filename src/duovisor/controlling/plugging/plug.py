@@ -11,6 +11,8 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from duovisor.controlling.description import DeviceChange
+from duovisor.controlling.machine_disks import rate_of
+from duovisor.controlling.machine_limits import limit_disk
 from duovisor.controlling.moving.checks import pin_machine
 from duovisor.controlling.networks.bridged import check_bridge
 from duovisor.controlling.plugging.changes import apply_change, name_devices, remove_device, slot_of
@@ -22,7 +24,7 @@ from duovisor.hypervisor.qemu.disks import disk_socket
 from duovisor.hypervisor.qemu.hot_plug import build_disk_plug, build_nic_plug
 from duovisor.hypervisor.qemu.nics import nic_socket
 from duovisor.hypervisor.qemu.pci import HOT_PLUG_BUS
-from duovisor.hypervisor.vmm import LIVE
+from duovisor.hypervisor.vmm_devices import LIVE
 from duovisor.spec.vm import DiskSpec, VmmKind
 
 if TYPE_CHECKING:
@@ -133,6 +135,8 @@ async def _plug_in(
             await current.wait_bound(plug.binds)
         await item.serve(current, capabilities)
         await current.vmm.plug_in(plug)
+        if isinstance(device, DiskSpec) and any(rate_of(device)) and name not in current.devices:
+            await limit_disk(current, name, rate_of(device))
     except BaseException:
         await _undo(machine, name)
         raise

@@ -202,6 +202,8 @@ class Crew:
         plan = self.plan
         words = [self._facts] if driver and self._facts else list(plan.words)
         fields = {"driver": driver or plan.driver, "options": words, "poll_us": plan.poll_us}
+        if any(plan.rate):
+            fields["rate"] = list(plan.rate)
         if order == "stand_by":
             fields["hang_s"] = hang_s
         with bind_listener(self._host.run_dir / seat.control_name) as listener:

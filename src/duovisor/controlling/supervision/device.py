@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import signal
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from duovisor.channel.page import Page
@@ -144,6 +145,17 @@ class DeviceSupervisor:
         if active is not None:
             with contextlib.suppress(PartitionError):  # its successor does so anyway
                 await active.request("retry")
+
+    async def set_rate(self, rate: tuple[int, int]) -> None:
+        """Let through so many requests and bytes a second from now on, 0: as many as there are.
+
+        Raises ``PartitionError`` when the driver does not do so; its successor will.
+        """
+        async with self._turn:
+            self._follow(replace(self.plan, rate=rate))
+            for seat in (self.crew.spare, self.crew.active):
+                if seat is not None and not seat.has_ended:
+                    await seat.request("limit", rate=list(rate))
 
     async def give_up(self, reason: str) -> None:
         """What the drivers need cannot be had: do what the policy says."""

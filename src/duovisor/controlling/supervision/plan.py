@@ -24,6 +24,7 @@ class DevicePlan:
     "failing-block", "parked-net". ``modules`` are those that the driver needs; one of a user's own has a
     ``source_code`` (digest of its file), and ``reread`` makes a plan with the file as it is now (raises
     ``ControllingError``).
+    ``rate``: how many requests and bytes a second it lets through; 0 is no limit.
     ``hang_s``: without progress for so long it counts as hung. ``on_failure``: what becomes of the device
     when its drivers keep dying.
     """
@@ -38,6 +39,7 @@ class DevicePlan:
     uid: int
     limits: PartitionLimits
     poll_us: int = 0
+    rate: tuple[int, int] = (0, 0)
     kind: str = "block"
     modules: Modules = Modules.USUAL
     source_code: str = ""

@@ -15,6 +15,7 @@ from duovisor.controlling.console_log import read_console_log, remove_console_lo
 from duovisor.controlling.run_folder import remove_folder
 from duovisor.controlling.vms.autostart import run_autostart
 from duovisor.controlling.vms.definitions import check_revision
+from duovisor.controlling.vms.device_actions import DeviceActions
 from duovisor.controlling.vms.documents import Intent
 from duovisor.controlling.vms.errors import (
     ShutdownTimeoutError,
@@ -22,7 +23,6 @@ from duovisor.controlling.vms.errors import (
 )
 from duovisor.controlling.vms.inside import InsideActions
 from duovisor.controlling.vms.moves import Moves
-from duovisor.controlling.vms.plugging import UNPLUG_TIMEOUT_S, Plugging
 from duovisor.controlling.vms.records import (
     EventKind,
     Page,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from duovisor.controlling.vms.volumes import Lend
     from duovisor.directories import Directories
     from duovisor.hardware.capabilities import HostCapabilities
-    from duovisor.spec.vm import Design, DiskSpec, NicSpec, VirtualMachineSpec
+    from duovisor.spec.vm import Design, VirtualMachineSpec
 
 SHUTDOWN_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
@@ -55,7 +55,7 @@ SHUTDOWN = "shutdown"
 STARTS_PER_CPU = 4  # a start mostly waits for its VMM
 
 
-class VmManager(InsideActions):
+class VmManager(InsideActions, DeviceActions):
     """Manages the VMs of one host; one per state folder, whose store it is given.
 
     ``emit`` is told of everything that happens to a VM; ``lend`` finds the volumes of one that starts, and
@@ -76,7 +76,6 @@ class VmManager(InsideActions):
         super().__init__(store, directories, emit, lend, capabilities)
         self._moves = Moves(self._definitions, self._host, self._tell)
         self._snapshots = Snapshots(directories, self._host, lend, self._tell)
-        self._plugging = Plugging(self._definitions, self._host, lend, self._tell)
         self._starts = asyncio.Semaphore(STARTS_PER_CPU * (os.cpu_count() or 1))
 
     async def open(self) -> None:
@@ -297,33 +296,6 @@ class VmManager(InsideActions):
         """Remove a snapshot; the VM may run. Raises ``SnapshotNotFoundError``."""
         with self._exclusive(name, "delete a snapshot of"):
             await self._snapshots.delete(await self._definitions.get(name), snapshot)
-
-    async def attach(
-        self, name: str, device: DiskSpec | NicSpec, progress: Progress = ignore_progress
-    ) -> None:
-        """Give a VM a disk or network card: under its guest if it runs, and in its definition.
-
-        Raises ``PlugRefusedError``, ``WrongStateError`` or what a start may raise; nothing has changed then.
-        """
-        with self._exclusive(name, "plug a device into"):
-            record = await self._definitions.get(name)
-            await self._plugging.attach(record, device, self._capabilities, progress)
-
-    async def detach(
-        self,
-        name: str,
-        device: str,
-        timeout_s: float = UNPLUG_TIMEOUT_S,
-        progress: Progress = ignore_progress,
-    ) -> None:
-        """Take a disk or network card from a VM, if it runs with its guest's consent.
-
-        Raises ``DeviceNotFoundError``, ``WrongStateError``, ``UnplugTimeoutError`` or ``UnplugRefusedError``;
-        the VM has it then.
-        """
-        with self._exclusive(name, "take a device out of"):
-            record = await self._definitions.get(name)
-            await self._plugging.detach(record, device, timeout_s, progress)
 
     async def resize_volume(self, volume: str, size_bytes: int) -> None:
         """Make a volume larger under the running VM that writes to it. Raises ``WrongStateError``."""

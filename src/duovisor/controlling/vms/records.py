@@ -166,6 +166,7 @@ class EventKind(StrEnum):
     DRIVER_FAILED = "driver-failed"
     FORMAT_DIED = "format-died"
     FORMAT_RECOVERED = "format-recovered"
+    LIMITED = "limited"
     DEVICE_ATTACHED = "device-attached"
     DEVICE_DETACHED = "device-detached"
     DEVICE_GONE = "device-gone"

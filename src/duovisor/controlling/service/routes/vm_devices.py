@@ -10,10 +10,12 @@ from pydantic import Field
 
 from duovisor.controlling.service.actions import Action
 from duovisor.controlling.service.context import ServiceDep
-from duovisor.controlling.service.gate import Administrator
+from duovisor.controlling.service.gate import Administrator, Operator
 from duovisor.controlling.service.operations import Operation
 from duovisor.controlling.service.replies import ApiModel, Name
 from duovisor.controlling.service.routes.vms import act_on_vm
+from duovisor.controlling.vms.records import VmView
+from duovisor.spec.limits import Bandwidth
 from duovisor.spec.vm import DiskSpec, NicSpec
 
 router = APIRouter(prefix="/v1/vms", tags=["vms"])
@@ -45,6 +47,25 @@ class LeavingNic(ApiModel):
 
     device: Annotated[str, Field(pattern=r"^nic\d{1,2}$")]
     timeout_s: Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)] = UNPLUG_TIMEOUT_S
+
+
+class DiskLimits(ApiModel):
+    """Which disk, and its limits; without one it has none."""
+
+    device: Annotated[str, Field(pattern=r"^disk\d{1,2}$")]
+    iops_limit: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    bandwidth_limit: Bandwidth | None = None
+
+
+@router.post(
+    "/{name}/limit-disk",
+    summary="Limit what a disk does in a second: at once, also under its guest",
+)
+async def limit_disk(service: ServiceDep, who: Operator, name: Name, wanted: DiskLimits) -> VmView:
+    service.operations.require_idle(f"vm/{name}")
+    vm = await service.manager.limit_disk(name, wanted.device, wanted.iops_limit, wanted.bandwidth_limit)
+    await service.events.wait_written(service.events.emit(who.name, "vm.limit-disk", f"vm/{name}"))
+    return vm
 
 
 @router.post(
