@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ACTIVE = ("starting", "running", "paused", "stopping")
 BOOTED_WITH = ("", "disk0")  # the others are plugged in while it runs
-PERMANENT = {"vms", "duovisord.sock", "memory"}
+PERMANENT = {"vms", "duovisord.sock", "memory", "networks"}
 
 _LATEST_RUNS = """
     SELECT key, value FROM history AS h WHERE key >= ? AND key < ? AND version > 0

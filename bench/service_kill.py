@@ -1,4 +1,4 @@
-"""Kills duovisord with -9 at random moments while several clients do random things to VMs of both designs.
+"""Kills duovisord with -9 at random moments while clients do random things to VMs and networks.
 
 After each restart, every VM that ran and was not asked to end still runs, in the same processes; what clients
 were told is true; every operation is over; no process, socket, mount, memory file, console or run folder
@@ -6,6 +6,7 @@ belongs to nothing; and store, service and host say the same. Goal: 200 kills, 0
 JSON: ``kills``, ``operations`` (that began), ``violations`` (their number), ``details``.
 
 VMs are real ones: 16 MiB, a boot sector that obeys the power button. One restart of five is itself killed.
+Networks are made in a namespace of the trial's own, and left out where there can be none.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import random
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +26,9 @@ if not __package__:  # run as a script
 from bench.kill_clients import UNDER_WAY, Client, Pause
 from bench.kill_inspection import find_disagreements, find_running
 from bench.kill_ledger import Ledger
+from bench.kill_network_clients import NetworkClient, delete_networks, find_network_faults, read_networks
 from bench.service_process import ServiceEndedError, ServiceProcess, find_processes, list_vms, write_json
+from tests.networks import enter_network, why_no_namespace
 
 from duovisor.client.errors import ApiError
 from duovisor.process_identity import read_children
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
     from bench.kill_inspection import RunningVm
 
 CLIENTS, NAMES = 5, 10
+NETWORKS = ("front", "back")
 SETTLE_S = 10.0  # a VM that was just ending is taken off the host meanwhile
 PARK_S = 90.0  # longer than a client waits for a reply
 LIFE_S = (0.02, 1.5)
@@ -43,15 +48,19 @@ RUNS_ON = ("running", "paused")
 class Trial:
     """One service, killed again and again; ``violations`` says what was found."""
 
-    def __init__(self, service: ServiceProcess, seed: int) -> None:
+    def __init__(self, service: ServiceProcess, seed: int, networks: tuple[str, ...]) -> None:
         self._service = service
         self._random = random.Random(seed)
         self.ledger = Ledger()
-        self._pause = Pause(CLIENTS)
+        self._pause = Pause(CLIENTS + len(networks))
         self.clients = [
             Client(service, self.ledger, self._pause, f"{seed}-{number}", NAMES) for number in range(CLIENTS)
         ]
-        self._threads = [threading.Thread(target=client.run, daemon=True) for client in self.clients]
+        self.network_clients = [
+            NetworkClient(service, self.ledger, self._pause, seed, name) for name in networks
+        ]
+        self.everybody: tuple[Client | NetworkClient, ...] = (*self.clients, *self.network_clients)
+        self._threads = [threading.Thread(target=client.run, daemon=True) for client in self.everybody]
         self._running: dict[str, RunningVm] = {}
         self._pressed: set[frozenset[object]] = set()
         self._start_s = 1.0
@@ -107,6 +116,9 @@ class Trial:
         self._running = after
         for line in self.ledger.reconcile(vms):
             self._violate(line)
+        networks = read_networks(connection)
+        for line in (line for client in self.network_clients for line in client.judge(networks)):
+            self._violate(line)
         connection.close()
 
     def _check_survivors(self, before: dict[str, RunningVm], vms: dict[str, Any]) -> None:
@@ -149,8 +161,11 @@ class Trial:
         deadline = time.monotonic() + SETTLE_S
         while True:
             vms = list_vms(connection)
+            networks = read_networks(connection)
             own_pids = {self._service.pid, *read_children(self._service.pid)}  # with the partition factory
+            own_pids |= {each["server_pid"] for each in networks.values()}
             found = find_disagreements(self._service.directories, vms, own_pids)
+            found += find_network_faults(networks)
             if not found or time.monotonic() > deadline:
                 break
             time.sleep(0.05)
@@ -165,7 +180,7 @@ class Trial:
 
     def _end(self) -> None:
         """Stop and delete everything; then nothing may be left, and the service must end when it is told."""
-        for client in self.clients:
+        for client in self.everybody:
             client.stop.set()
         self._pause.resume()
         for thread in self._threads:
@@ -178,6 +193,7 @@ class Trial:
                 connection.request("POST", f"{path}/stop")
                 self._wait_idle(connection)
             connection.request("DELETE", path, None, {"If-Match": "*"})
+        delete_networks(connection)
         self._settle(connection)
         connection.close()
         if (code := self._service.stop()) != 0:
@@ -197,8 +213,9 @@ class Trial:
 def run_trial(kills: int, seed: int) -> dict[str, Any]:
     """Kill a service so often; returns the figures."""
     begun = time.monotonic()
-    with ServiceProcess() as service:
-        trial = Trial(service, seed)
+    why_not = why_no_namespace()
+    with nullcontext() if why_not else enter_network(), ServiceProcess() as service:
+        trial = Trial(service, seed, () if why_not else NETWORKS)
         trial.run(kills)
         if trial.ledger.violations:
             kept = Path(f"{service.root}.log")
@@ -208,7 +225,7 @@ def run_trial(kills: int, seed: int) -> dict[str, Any]:
         "kills": trial.kills,
         "operations": trial.operations,
         "violations": len(trial.ledger.violations),
-        "requests": sum(client.requests for client in trial.clients),
+        "requests": sum(client.requests for client in trial.everybody),
         "vms_that_had_to_survive": trial.survived,
         "vms_adopted": trial.adopted,
         "seed": seed,

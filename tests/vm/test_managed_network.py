@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 import threading
@@ -137,8 +138,13 @@ async def test_a_nat_network(host: ServiceHost, probe_image: Image, outside: Out
             await check_plugged(client, guests)
             server = client.get(LAN)["server_pid"]
             assert refuse(client, "DELETE", LAN) == "network-in-use"
+            flush = await asyncio.create_subprocess_exec("nft", "flush", "ruleset")
+            assert await flush.wait() == 0  # as Debian's nftables.service does it
             host.kill_and_restart()
             client.close()
+            for name, guest in guests.items():
+                await check_firewall(guest, addresses[name])
+            await check_forward(guests["db"], outside)
             assert client.get(LAN)["server_pid"] == server
             for name, guest in guests.items():
                 said = await tell(guest, "killall udhcpc; udhcpc -n -q -t 20 -T 1 -i eth0 -s /bin/dhcp-event")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from duovisor.controlling.networks.bridged import check_bridge, is_tap, open_bridged_tap, require_bridge
-from duovisor.controlling.networks.card_filter import remove_filter
+from duovisor.controlling.networks.card_filter import install_filter, remove_filter
 from duovisor.controlling.networks.interfaces import read_tap_name
 from duovisor.controlling.networks.moving import prepare_move
 from duovisor.controlling.supervision.adoption import list_descriptors, take_descriptor
@@ -16,10 +18,11 @@ from duovisor.hypervisor.qemu.nics import mac_of, nic_socket
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from contextlib import ExitStack
 
     from duovisor.controlling.networks.moving import CardMove
     from duovisor.spec.vm import NicSpec, VirtualMachineSpec
+
+_log = logging.getLogger("duovisord")
 
 
 def check_networks(spec: VirtualMachineSpec) -> None:
@@ -68,6 +71,23 @@ def find_taps(spec: VirtualMachineSpec, pids: Iterable[int], held: ExitStack) ->
         if name is not None:
             taps.setdefault(name, tap)
     return taps
+
+
+def restore_rules(spec: VirtualMachineSpec, pids: Iterable[int]) -> None:
+    """Put the rules of a running VM's cards in force again, whoever removed them; ``pids`` hold its TAPs.
+
+    The VM runs on where that fails, and the log says so.
+    """
+    if not any(nic.is_filtered for nic in spec.nics):
+        return
+    with ExitStack() as held:
+        try:
+            taps = find_taps(spec, pids, held)
+            for index, nic in spec.numbered_nics():
+                if nic.is_filtered and (tap := taps.get(nic_socket(index))) is not None:
+                    install_filter(read_tap_name(tap), mac_of(spec.name, index, nic), nic)
+        except (DuovisorError, OSError) as error:
+            _log.warning("the rules of %s's cards may be missing: %s", spec.name, error)
 
 
 def prepare_moves(

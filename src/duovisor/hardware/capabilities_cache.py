@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import stat
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -68,11 +67,7 @@ class Probed:
 
 
 def describe_file(path: Path | None) -> str:
-    """What tells one state of a file, or one device, from another.
-
-    A device's times say nothing: udev sets those of /dev/kvm anew at each start and end of a VM, of which KVM
-    tells it (kvm_uevent_notify_change).
-    """
+    """What tells one state of a file from another."""
     if path is None:
         return "-"
     try:
@@ -80,8 +75,6 @@ def describe_file(path: Path | None) -> str:
     except OSError:
         return f"{path}:-"
     owner = f"{status.st_mode:o}:{status.st_uid}:{status.st_gid}"
-    if stat.S_ISCHR(status.st_mode):
-        return f"{path}:{status.st_rdev}:{status.st_ino}:{owner}"
     return f"{path}:{status.st_size}:{status.st_mtime_ns}:{status.st_ino}:{owner}"
 
 

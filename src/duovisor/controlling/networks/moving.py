@@ -2,7 +2,7 @@
 
 Two cannot share a TAP: whoever opens one sets header and offloads for all. So the successor has a TAP of its
 own on the same bridge, which gets nothing until ``divert``; then the bridge sends the guest's frames there,
-where they wait, in order, while the old reader empties the old queue. docs/network.md has the figure.
+where they wait, in order, while the old reader empties the old queue. docs/network-driver.md has the figure.
 """
 
 from __future__ import annotations

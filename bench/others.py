@@ -1,0 +1,98 @@
+"""Our two designs beside what people use today: the same work in the same run, as ratios.
+
+Storage: QEMU with a disk inside, ``qemu-storage-daemon`` over vhost-user-blk and over NBD. Network: QEMU on a
+TAP, and its user network (root, and iperf3 on the host). Life cycle: libvirt (its daemon and virsh).
+What is missing is left out, and named. One command for all; ``--only`` for one. JSON: ``storage``,
+``network``, ``libvirt``, each with ``ratio``; ``missing``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a script
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.others_libvirt import find_missing, measure_libvirt
+from bench.others_network import measure_network
+from bench.others_storage import measure_storage
+from bench.service_process import write_json
+from tests.networks import enter_network, why_no_namespace
+
+from duovisor.controlling.images.probe import build_probe_image
+from duovisor.controlling.images.tools_disk import build_program_disk
+from duovisor.directories import find_directories
+from duovisor.hardware.capabilities import read_capabilities
+
+PARTS = ("storage", "network", "libvirt")
+
+
+def find_obstacles() -> dict[str, str]:
+    """What keeps a part from being measured on this host."""
+    found = {
+        "storage": "" if shutil.which("qemu-storage-daemon") else "there is no qemu-storage-daemon",
+        "network": why_no_namespace() or ("" if shutil.which("iperf3") else "there is no iperf3"),
+        "libvirt": f"not installed: {find_missing()}" if find_missing() else "",
+    }
+    if os.geteuid() and not found["libvirt"]:
+        found["libvirt"] = "a libvirtd of its own needs root"
+    return {part: reason for part, reason in found.items() if reason}
+
+
+def measure(parts: list[str], rounds: int, seconds: float) -> dict[str, Any]:
+    """Each part after the other."""
+    directories = find_directories()
+    image = build_probe_image(directories, print)
+    capabilities = read_capabilities(directories.cache)
+    document: dict[str, Any] = {"load_before": round(os.getloadavg()[0], 1)}
+    if "storage" in parts:
+        document["storage"] = asyncio.run(measure_storage(image, capabilities, directories, rounds, seconds))
+    if "network" in parts:
+        with tempfile.TemporaryDirectory(prefix="duovisor-bench-") as folder, enter_network():
+            programs = Path(folder) / "programs.raw"
+            build_program_disk(programs, Path(folder), "iperf3", label="programs")
+            document["network"] = asyncio.run(measure_network(image, capabilities, programs, rounds, seconds))
+    if "libvirt" in parts:
+        document["libvirt"] = measure_libvirt(kvm=capabilities.kvm.state == "usable", rounds=3 * rounds)
+    document["load_after"] = round(os.getloadavg()[0], 1)
+    return document
+
+
+def show(document: dict[str, Any]) -> None:
+    """The ratios, a line each."""
+    for part in ("storage", "network"):
+        for pair, jobs in document.get(part, {}).get("ratio", {}).items():
+            print(f"\n{pair}, median [least … most]")
+            for job, (median, least, most) in jobs.items():
+                print(f"  {job:18} {median:.2f}  [{least:.2f} … {most:.2f}]")
+    if libvirt := document.get("libvirt"):
+        print(f"\nours ÷ libvirt: {libvirt['ratio']}\n  medians in ms: {libvirt['median_ms']}")
+        print(f"  the service's memory, PSS in MiB: {libvirt['service_pss_mib']}")
+    for part, reason in document["missing"].items():
+        print(f"\n{part} was not measured: {reason}")
+
+
+def main() -> None:
+    """Parse options, measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=PARTS, action="append", help="measure this part, not all of them")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each kind")
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of one measurement")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    options = parser.parse_args()
+    missing = find_obstacles()
+    parts = [part for part in options.only or PARTS if part not in missing]
+    document = {**measure(parts, options.rounds, options.seconds), "missing": missing}
+    show(document)
+    write_json(options.json, document)
+
+
+if __name__ == "__main__":
+    main()
