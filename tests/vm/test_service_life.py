@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.vm
 
 OTHER_BOOT = (  # the service, as it would be after the host's next boot
-    "import sys; from duovisor.controlling.vms import manager;"
-    "manager.read_boot_id = lambda: 'the-next-boot';"
+    "import sys; from duovisor.controlling.vms import actions, manager;"
+    "actions.read_boot_id = lambda: 'the-next-boot';"
     "from duovisor.controlling.service.__main__ import run; sys.exit(run(manager.VmManager))"
 )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,7 +68,11 @@ class Probed:
 
 
 def describe_file(path: Path | None) -> str:
-    """What tells one state of a file from another."""
+    """What tells one state of a file, or one device, from another.
+
+    A device's times say nothing: udev sets those of /dev/kvm anew at each start and end of a VM, of which KVM
+    tells it (kvm_uevent_notify_change).
+    """
     if path is None:
         return "-"
     try:
@@ -75,6 +80,8 @@ def describe_file(path: Path | None) -> str:
     except OSError:
         return f"{path}:-"
     owner = f"{status.st_mode:o}:{status.st_uid}:{status.st_gid}"
+    if stat.S_ISCHR(status.st_mode):
+        return f"{path}:{status.st_rdev}:{status.st_ino}:{owner}"
     return f"{path}:{status.st_size}:{status.st_mtime_ns}:{status.st_ino}:{owner}"
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from duovisor.hardware.capabilities_cache import (
     CacheKey,
     Probed,
     build_path,
+    describe_file,
     find_cached,
     keep_lasting,
     store,
@@ -199,3 +202,19 @@ def test_a_refusal_is_explained_by_the_sysctl(tmp_path: Path, sysctl: str, value
     why, remedy = explain_refusal(tmp_path, is_root=False)
     assert words in why
     assert sysctl.replace("/", ".") in remedy
+
+
+def test_a_device_that_udev_touched_is_the_same_device(tmp_path: Path) -> None:
+    device, file = tmp_path / "kvm", tmp_path / "program"
+    file.touch()
+    try:
+        os.mknod(device, stat.S_IFCHR | 0o660, os.makedev(10, 232))
+    except PermissionError:
+        pytest.skip("only root can make a device")
+    before = describe_file(device), describe_file(file)
+    for path in (device, file):
+        os.utime(path, ns=(1, 1))
+    assert describe_file(device) == before[0]
+    assert describe_file(file) != before[1]
+    device.chmod(0o666)
+    assert describe_file(device) != before[0]

@@ -14,7 +14,7 @@ from duovisor.controlling.description import FILE
 from duovisor.controlling.errors import NameInUseError
 from duovisor.controlling.machine import start_machine
 from duovisor.controlling.store.records import Delete, Transaction
-from duovisor.controlling.vms import manager as manager_module
+from duovisor.controlling.vms import actions
 from duovisor.controlling.vms.documents import VMS
 from duovisor.controlling.vms.records import Autostart
 from duovisor.hypervisor.lifecycle import State
@@ -117,7 +117,7 @@ async def test_after_a_restart_of_the_host(host: Host, monkeypatch: pytest.Monke
         pid = (await manager.get("vm")).status.pid
         assert pid is not None
     kill_and_wait(pid)
-    monkeypatch.setattr(manager_module, "read_boot_id", lambda: "another boot")
+    monkeypatch.setattr(actions, "read_boot_id", lambda: "another boot")
     async with host.managed() as manager:
         assert host.report.host_restarted
         assert await states(manager) == {"vm": State.STOPPED, "wanted": State.DEFINED}

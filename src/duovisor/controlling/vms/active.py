@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
+from duovisor.controlling.media.drives import is_media_server
 from duovisor.controlling.vms.errors import DeviceNotFoundError
 from duovisor.errors import DuovisorError
 
@@ -106,11 +107,10 @@ class ActiveVm:
             self._gone.set()
 
     async def _report_lost(self) -> None:
-        """An adopted VM may lack a helper from the start; drivers and format processes are replaced."""
-        media = (each.device for each in self.machine.current.media.describe())
-        known = {"", *self.machine.helpers, *self.machine.devices, *media}
+        """An adopted VM may lack a helper from the start; drivers and others of theirs are replaced."""
+        known = {"", *self.machine.helpers, *self.machine.devices}
         for process in self.machine.description.processes:
-            if process.device not in known:
+            if process.device not in known and not is_media_server(process):
                 await self._on_fault(self, f"the {process.role} of {process.device} ended unobserved")
 
     async def _watch_helper(self, incarnation: Incarnation, name: str) -> None:
