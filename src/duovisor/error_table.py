@@ -76,6 +76,7 @@ MEANINGS: dict[str, Meaning] = {
     "no-graphics": Meaning(409, 2),
     "vm-change-refused": _WRONG_REQUEST,
     "memory-too-large": _HOST_CANNOT,
+    "processors-taken": _CONFLICT,
     "disk-file": Meaning(409, 2),
     "disk-locked": _CONFLICT,
     "driver-file": Meaning(409, 2),

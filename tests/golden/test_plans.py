@@ -107,6 +107,7 @@ def test_every_field_of_the_specification_is_in_a_golden_file(tmp_path: Path) ->
     seeds = {field for field in fields if field.startswith("CloudInitSpec.")}
     assert fields - used == {
         "DeviceSpec.options", "DiskSpec.volume", "DiskSpec.cloud_init", "CdromSpec.volume",
+        "ProcessorLimits.cpu_weight", "ProcessorLimits.cpu_limit", "ProcessorLimits.cpu_reservation",
     } | seeds  # fmt: skip
 
 

@@ -29,6 +29,12 @@ class MemoryTooLargeError(ControllingError):
     code = "memory-too-large"
 
 
+class ProcessorsTakenError(ControllingError):
+    """Other VMs have reserved the processors that this one wants reserved."""
+
+    code = "processors-taken"
+
+
 class DiskFileError(ControllingError):
     """A disk's file is missing, unreadable, or not something that can be a disk."""
 

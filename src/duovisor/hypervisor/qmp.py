@@ -141,7 +141,8 @@ class Qmp:
     async def set_io_limits(self, device: str, *, iops: int, bytes_per_s: int) -> None:
         """How much a disk does in a second at most; 0 is no limit."""
         parts = {"bps_rd": 0, "bps_wr": 0, "iops_rd": 0, "iops_wr": 0}
-        await self.execute("block_set_io_throttle", id=device, iops=iops, bps=bytes_per_s, **parts)
+        path = f"/machine/peripheral/{device}/virtio-backend"  # the disk is a device inside the PCI function
+        await self.execute("block_set_io_throttle", id=path, iops=iops, bps=bytes_per_s, **parts)
 
     async def query_full_disks(self) -> tuple[str, ...]:
         """The devices whose requests met a full file system, by id."""

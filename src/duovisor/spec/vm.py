@@ -18,7 +18,7 @@ from pydantic import (
 from duovisor.spec.cdrom import BOOT_ORDER, MAX_CDROMS, BootDevice, CdromSpec
 from duovisor.spec.cloud_init import CloudInitSpec
 from duovisor.spec.firewall import Firewall
-from duovisor.spec.limits import Bandwidth  # pydantic reads it at run time
+from duovisor.spec.limits import Bandwidth, ProcessorLimits
 from duovisor.spec.model import SpecModel
 from duovisor.spec.names import Text, VolumeName, check_name, check_text
 from duovisor.spec.processors import CpuModel
@@ -394,7 +394,7 @@ class DeviceSpec(SpecModel):
         return self
 
 
-class VirtualMachineSpec(SpecModel):
+class VirtualMachineSpec(ProcessorLimits):
     """Everything that a user asks for in one virtual machine."""
 
     name: Annotated[str, AfterValidator(check_name)]

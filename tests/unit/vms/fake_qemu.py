@@ -307,7 +307,9 @@ class FakeQemu:
         names = self.parts.names
         match command:
             case "block_set_io_throttle":
-                self.parts.limits[arguments["id"]] = [arguments["iops"], arguments["bps"]]
+                place = re.fullmatch(r"/machine/peripheral/(\w+)/virtio-backend", arguments["id"])
+                assert place is not None, arguments
+                self.parts.limits[place[1]] = [arguments["iops"], arguments["bps"]]
                 self.parts.write()
             case "qom-list":
                 kind = "devices" if arguments["path"] == "/machine/peripheral" else "objects"

@@ -11,6 +11,7 @@ import pytest
 from tests.unit.vms.fake_host import build_vm, find_files
 from tests.unit.vms.fake_qemu import BANNER, ENDS_AT_ONCE, IGNORES_POWER
 
+from duovisor.controlling.errors import ProcessorsTakenError
 from duovisor.controlling.vms.errors import (
     BusyError,
     RevisionConflictError,
@@ -231,3 +232,10 @@ async def test_fifty_at_once(host: Host, manager: VmManager) -> None:
     assert {vm.status.state for vm in (await manager.list()).items} == {State.RUNNING}
     await asyncio.gather(*map(manager.stop, names))
     assert not find_files(host.directories)
+
+
+async def test_more_processors_are_not_reserved_than_there_are(manager: VmManager) -> None:
+    await manager.create(build_vm(cpu_reservation=3), OFF)
+    with pytest.raises(ProcessorsTakenError, match="only 2 are left"):
+        await manager.start("vm")
+    assert (await manager.get("vm")).status.state is State.DEFINED

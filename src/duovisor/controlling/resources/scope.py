@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from duovisor.controlling.resources.limits import GroupLimits
+    from duovisor.spec.limits import ProcessorShare
 
 SLICE = "duovisor.slice"
 HOLD_S = 30  # the first process of the scope ends by itself if nobody relieves it
@@ -32,15 +33,22 @@ class ScopeError(Exception):
     """systemd made no scope; the message says why."""
 
 
-def build_scope_argv(systemd_run: Path, vm: str, limits: GroupLimits, *, as_root: bool) -> tuple[str, ...]:
+def build_scope_argv(
+    systemd_run: Path, vm: str, limits: GroupLimits, *, as_root: bool, share: ProcessorShare | None = None
+) -> tuple[str, ...]:
     """The command line of a scope's first process, which only holds it; the scope's name is new each time."""
+    processors = []
+    if share is not None and share.weight is not None:
+        processors.append(f"--property=CPUWeight={share.weight}")
+    if share is not None and share.limit is not None:
+        processors.append(f"--property=CPUQuota={round(share.limit * 100)}%")
     user = () if as_root else ("--user",)
     return (
         str(systemd_run), *user, "--scope", "--quiet", "--collect",
         f"--unit=duovisor-{vm}-{secrets.token_hex(4)}.scope", f"--slice={SLICE}",
         f"--description=duovisor: virtual machine {vm}",
         "--property=Delegate=yes",
-        f"--property=MemoryMax={limits.memory_mib}M", f"--property=TasksMax={limits.processes}",
+        f"--property=MemoryMax={limits.memory_mib}M", f"--property=TasksMax={limits.processes}", *processors,
         "--", "sleep", str(HOLD_S),
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ from duovisor.controlling.resources.limits import (
     build_vm_group_limits,
     build_vmm_group_limits,
 )
+from duovisor.controlling.resources.processors import cannot_keep
 from duovisor.controlling.resources.scope import NAME, ScopeError, build_scope_argv, start_scope
 from duovisor.process import ProcessError
 from duovisor.process_identity import read_children
@@ -94,15 +95,22 @@ class VmGroup:
 
 
 async def open_vm_group(spec: VirtualMachineSpec, capabilities: HostCapabilities, run_dir: Path) -> VmGroup:
-    """A group for a VM that is about to start. Never raises: see ``VmGroup.problem``."""
+    """A group for a VM that is about to start; see ``VmGroup.problem``.
+
+    Raises ``HostLacksError`` for a VM with limits that only a group can keep.
+    """
     systemd_run = capabilities.tools.systemd_run
     if capabilities.groups_problem or systemd_run is None:
         return VmGroup(spec, None, problem=capabilities.groups_problem)
     limits = build_vm_group_limits(spec)
-    argv = build_scope_argv(systemd_run, spec.name, limits, as_root=capabilities.is_root)
+    argv = build_scope_argv(
+        systemd_run, spec.name, limits, as_root=capabilities.is_root, share=spec.processor_share
+    )
     try:
         holder, folder = await start_scope(argv, run_dir / "scope.log")
     except (ScopeError, ProcessError) as error:
+        if spec.processor_share is not None:
+            raise cannot_keep(spec, str(error)) from error
         return VmGroup(spec, None, problem=str(error))
     return VmGroup(spec, folder, holder=holder)
 
