@@ -93,6 +93,14 @@ def test_stream_survives_its_driver(reports: Reports) -> None:
     assert (stream["whole"], len(stream["killed"]), stream["deaths"]) == (True, 1, 1), stream
 
 
+def test_a_card_on_a_vlan_is_on_no_other(reports: Reports) -> None:
+    """Here, because this guest's kernel is a distribution's, whose bridges know VLANs."""
+    (port,) = reports.find("vlan")["ports"]
+    assert [(each["vlan"], set(each["flags"])) for each in port["vlans"]] == [
+        (7, {"PVID", "Egress Untagged"})
+    ]
+
+
 @pytest.mark.parametrize("design", Design)
 def test_guest_shuts_down_by_the_power_button(reports: Reports, design: Design) -> None:
     shutdown = reports.find("shutdown", design)

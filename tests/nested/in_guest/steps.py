@@ -29,6 +29,8 @@ from duovisor.controlling.images.probe_client import connect_probe
 from duovisor.controlling.images.storage_jobs import run_verify
 from duovisor.controlling.images.store import load_image
 from duovisor.controlling.machine import start_machine
+from duovisor.controlling.networks.bridged import open_bridged_tap
+from duovisor.controlling.networks.interfaces import read_tap_name
 from duovisor.directories import find_directories
 from duovisor.hardware.capabilities import read_capabilities
 from duovisor.process import as_command_line
@@ -57,6 +59,7 @@ WAIT_FOR_ADDRESS = f"for i in $(seq 100); do {SHOW_ADDRESS} && exit; sleep 0.1; 
 # the second card: on a bridge of the outer guest, whose address is this
 BRIDGE, HOST = "br-inner", "10.0.8.1"
 CARD = "nic1"
+TRUNK, VLAN = "br-trunk", 7
 STREAM_MIB = 8
 SET_UP_CARD = f"ip address add 10.0.8.2/24 dev eth1; ip link set eth1 up; ping -c 3 -W 5 {HOST}"
 SHOW_INTERRUPTS = 'grep "$(basename $(readlink /sys/class/net/eth1/device))-" /proc/interrupts'
@@ -195,8 +198,23 @@ async def run_design(design: Design, image: Image) -> None:
         report("failed", design, traceback=traceback.format_exc())
 
 
+def report_vlan() -> None:
+    """The VLANs of a card's port on a bridge that tells them apart, which not every test's own kernel can."""
+    try:
+        subprocess.run(("ip", "link", "add", TRUNK, "type", "bridge", "vlan_filtering", "1"), check=True)
+        tap = open_bridged_tap("vlan", 0, NicSpec(bridge=TRUNK, vlan=VLAN), "52:54:00:00:00:07")
+        words = ("bridge", "-json", "vlan", "show", "dev", read_tap_name(tap))
+        shown = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+        os.close(tap)
+        subprocess.run(("ip", "link", "delete", TRUNK), check=True)
+        report("vlan", ports=json.loads(shown))
+    except Exception:  # whatever it is, the host wants to know
+        report("failed", traceback=traceback.format_exc())
+
+
 def main() -> None:
     """All steps."""
+    report_vlan()
     report("host-check", **ask_cli("host", "check"))
     report("host-show", **ask_cli("host", "show"))
     image = load_image("probe", find_directories())
