@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import select
 import socket
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -133,6 +134,8 @@ class Connection:
         body = None if document is None else json.dumps(document).encode()
         if body is not None:
             headers["Content-Type"] = "application/json"
+        if self._http is not None and _has_ended(self._http):
+            self.close()
         is_kept = self._http is not None
         connection = self._http or self._open()
         try:
@@ -181,6 +184,15 @@ class Connection:
             raise describe_refusal(endpoint, error) from error
         connection.sock.settimeout(REPLY_TIMEOUT_S)
         return connection
+
+
+def _has_ended(connection: http.client.HTTPConnection) -> bool:
+    """Whether the service has closed a connection on which nothing is awaited, as it does after a while."""
+    if connection.sock is None:
+        return True
+    idle = select.poll()
+    idle.register(connection.sock, select.POLLIN)
+    return bool(idle.poll(0))
 
 
 def _broke_off(response: http.client.HTTPResponse, content: bytes) -> bool:

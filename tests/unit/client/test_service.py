@@ -177,3 +177,28 @@ def test_something_else_there(tmp_path: Path, answer: bytes) -> None:
         with ServiceClient(Endpoint(tmp_path / "sock")) as client, pytest.raises(ReplyError):
             client.get("/v1/vms")
         thread.join()
+
+
+def test_what_changes_something_is_not_sent_on_a_connection_that_has_ended(tmp_path: Path) -> None:
+    """A service closes a connection on which nothing was asked for a while; a POST cannot be sent twice."""
+    reply = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+    closed = threading.Event()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "sock"))
+        listener.listen()
+
+        def serve() -> None:
+            for _ in range(2):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(reply)
+                closed.set()
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        with ServiceClient(Endpoint(tmp_path / "sock")) as client:
+            client.get("/v1/service")
+            closed.wait()
+            assert client.request("POST", "/v1/vms/web/start").status == 200
+        thread.join()
