@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.efi_program import build_efi_program
 from tests.fat_image import build_fat
 from tests.vm.service_host import ANY, BOOT_TIMEOUT_S, Rest
 from tests.vm.waiting import wait_said
@@ -76,3 +77,24 @@ def test_what_firmware_keeps_outlives_its_runs_its_design_and_its_vmm(host: Serv
     assert variables.name == "uefi-vars.fd"
     rest.delete(NAME)
     assert list(host.directories.state.glob("vms/*")) == []
+
+
+def test_secure_boot_starts_nothing_unsigned(host: ServiceHost) -> None:
+    disk = host.directories.state / "unsigned.raw"
+    disk.write_bytes(build_fat({"EFI/BOOT/BOOTX64.EFI": build_efi_program("unsigned code runs")}))
+    disks = [{"path": str(disk), "read_only": True}]
+    spec: dict[str, Any] = {"memory_mib": 128, "firmware": "uefi", "disks": disks}
+    rest = Rest(host, spec)
+    rest.create(NAME, "microkernelized")
+    rest.act(NAME, "start")
+    wait_said(rest, NAME, "unsigned code runs", 1)
+    rest.act(NAME, "stop")
+    secure = {**spec, "name": NAME, "design": "microkernelized", "secure_boot": True}
+    rest.request("PUT", vm_path(NAME), {"spec": secure}, **ANY)
+    rest.act(NAME, "start")
+    said = wait_said(rest, NAME, "Access Denied", 1)
+    assert said.count("unsigned code runs") == 1
+    rest.act(NAME, "stop")
+    names = {path.name for path in host.directories.state.glob("vms/*/*")}
+    assert names == {"uefi-vars.fd", "uefi-vars-secure.fd"}
+    rest.delete(NAME)
