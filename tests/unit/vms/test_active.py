@@ -111,3 +111,28 @@ async def test_the_helpers_of_the_vmm_that_runs_are_watched() -> None:
         machine.gone.set()
         assert await faults.get() == State.STOPPED
         await vm.wait_gone()
+
+
+async def test_helpers_come_and_go_with_their_devices() -> None:
+    machine, faults = FakeMachine(), asyncio.Queue[str]()
+
+    async def on_fault(vm: ActiveVm, message: str) -> None:
+        faults.put_nowait(message)
+
+    async def on_end(vm: ActiveVm, state: State) -> None:
+        faults.put_nowait(state)
+
+    vm = ActiveVm("uuid", cast("Machine", machine), on_fault, on_end)
+    await asyncio.sleep(0)
+    helpers = machine.current.helpers
+    helpers["nic1"] = Helper()
+    vm.watch_helpers()
+    gone = helpers.pop("nic0")  # plugged out: it ends, and that is no fault
+    gone.ended.set()
+    await asyncio.sleep(0)
+    helpers["nic1"].ended.set()
+    async with asyncio.timeout(10):
+        assert await faults.get() == "nic1 of VMM 1 is lost"
+        machine.gone.set()
+        assert await faults.get() == State.STOPPED
+        await vm.wait_gone()

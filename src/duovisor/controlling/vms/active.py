@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from duovisor.controlling.machine import Machine
     from duovisor.controlling.supervision.device import DeviceSupervisor
     from duovisor.hypervisor.lifecycle import State
+    from duovisor.process import Process
 
     OnFault = Callable[["ActiveVm", str], Awaitable[None]]
     OnEnd = Callable[["ActiveVm", State], Awaitable[None]]
@@ -37,7 +38,7 @@ class ActiveVm:
         self._gone = asyncio.Event()
         self._ended_by = ""
         self._cleaning = False
-        self._watched: Incarnation | None = None
+        self._watched: list[Process] = []
         self._watches: list[asyncio.Task[None]] = []
         self._task = asyncio.create_task(self._watch(), name=f"watch {self.name}")
 
@@ -68,13 +69,15 @@ class ActiveVm:
         return bool(failed)
 
     def watch_helpers(self) -> None:
-        """Watch the helpers of the VMM that the VM has now; those of one that it had end with that."""
+        """Watch the helpers of the VMM that the VM has now; those of one that it had end with that.
+
+        To be called again when a device with a helper was plugged in.
+        """
         current = self.machine.current
-        if current is self._watched:
-            return
-        self._watched = current
         self._watches = [watch for watch in self._watches if not watch.done()]
-        self._watches += [asyncio.create_task(self._watch_helper(current, name)) for name in current.helpers]
+        fresh = [name for name, helper in current.helpers.items() if helper not in self._watched]
+        self._watched = list(current.helpers.values())
+        self._watches += [asyncio.create_task(self._watch_helper(current, name)) for name in fresh]
 
     async def detach(self) -> None:
         """Let go of the VM, which runs on; one that is just ending is taken off the host first."""
@@ -114,7 +117,10 @@ class ActiveVm:
                 await self._on_fault(self, f"the {process.role} of {process.device} ended unobserved")
 
     async def _watch_helper(self, incarnation: Incarnation, name: str) -> None:
-        await incarnation.helpers[name].wait()
+        helper = incarnation.helpers[name]
+        await helper.wait()
+        if incarnation.helpers.get(name) is not helper:
+            return  # its device was plugged out
         with contextlib.suppress(TimeoutError):
             await incarnation.vmm.wait_ended(timeout_s=ENDING_TOGETHER_S)
             return
