@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from duovisor.comparison.errors import SkippedError
 from duovisor.comparison.measures.context import Context
 from duovisor.comparison.measures.table import MEASURES
-from duovisor.comparison.own_network import check_own_network, enter_own_network
+from duovisor.comparison.own_network import try_own_network
 from duovisor.comparison.plan import QUICK
 from duovisor.comparison.rig import Rig
 from duovisor.comparison.samples import SAMPLES
@@ -47,14 +46,9 @@ async def context(
 ) -> AsyncIterator[Context]:
     """A rig without anything booted yet; on a bridge where this host can have one."""
     with ExitStack() as stack:
-        is_bridged = True
-        try:
-            check_own_network()
-            stack.enter_context(enter_own_network())
-        except SkippedError:
-            is_bridged = False
+        problem = stack.enter_context(try_own_network())
         service = SidelinedService(folders.runtime, folders.cache)
-        async with Rig(folders, capabilities, probe_image, folders.state, is_bridged=is_bridged) as rig:
+        async with Rig(folders, capabilities, probe_image, folders.state, no_network=problem) as rig:
             yield Context(TINY, rig, service)
 
 
@@ -76,7 +70,7 @@ async def test_each_design_meets_the_same_faults_as_what_it_is(context: Context)
     assert 5 < idle["pss_mib:storage driver"] < 200
     assert idle["pss_mib"] > idle["pss_mib:vmm"]
 
-    if context.rig.is_bridged:
+    if context.rig.no_network is None:
         card = await MEASURES["fault.network_driver"](context, MICRO)
         assert card.values["survived"] == 1
         assert card.facts is not None

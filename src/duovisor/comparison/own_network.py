@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from duovisor import process
@@ -21,6 +21,21 @@ if TYPE_CHECKING:
 BRIDGE = "br-compare"
 HOST = "10.77.0.1"
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
+
+
+@contextmanager
+def try_own_network() -> Iterator[SkippedError | None]:
+    """Be in a network of its own where this host allows it; yields why not."""
+    with ExitStack() as stack:
+        problem = None
+        try:
+            check_own_network()
+            stack.enter_context(_enter_own_network())
+        except SkippedError as error:
+            problem = error
+        except (OSError, process.ProcessError) as error:
+            problem = SkippedError(f"there can be no network of its own here: {error}")
+        yield problem
 
 
 def check_own_network() -> None:
@@ -35,7 +50,7 @@ def check_own_network() -> None:
 
 
 @contextmanager
-def enter_own_network() -> Iterator[None]:
+def _enter_own_network() -> Iterator[None]:
     """Be in a fresh network namespace with the bridge. Raises ``OSError``, ``ProcessError``."""
     libc = ctypes.CDLL(None, use_errno=True)
     before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)

@@ -9,7 +9,7 @@ import time
 from contextlib import AsyncExitStack, ExitStack
 from typing import TYPE_CHECKING, Any
 
-from duovisor.comparison.errors import ComparisonError
+from duovisor.comparison.errors import ComparisonError, SkippedError
 from duovisor.comparison.guest import Guest
 from duovisor.comparison.own_network import BRIDGE
 from duovisor.comparison.shell import SCRATCH_SERIAL
@@ -37,7 +37,10 @@ PROGRAMS_SERIAL = "programs"
 
 
 class Rig:
-    """An asynchronous context manager; ``is_bridged``: guests have a card on the comparison's own bridge."""
+    """An asynchronous context manager.
+
+    Guests have a card on the comparison's own bridge, unless ``no_network`` says why there is none.
+    """
 
     def __init__(
         self,
@@ -46,13 +49,13 @@ class Rig:
         image: Image,
         folder: Path,
         *,
-        is_bridged: bool,
+        no_network: SkippedError | None,
     ) -> None:
         self.directories = directories
         self.capabilities = capabilities
         self.image = image
         self.folder = folder
-        self.is_bridged = is_bridged
+        self.no_network = no_network
         self.booted: set[Design] = set()
         self._factories = Factories(directories.runtime, end_with_owner=True)
         self._guests: dict[Design, Guest] = {}
@@ -119,7 +122,7 @@ class Rig:
     def build_spec(self, design: Design) -> VirtualMachineSpec:
         """The same VM in either design, with QEMU as VMM in both, so that the design alone differs."""
         scratch = self.find_scratch(design)
-        if not self.is_bridged:
+        if self.no_network is not None:
             return build_compared_spec(design, self.image, scratch, nics=[{"network": "user"}])
         programs = {"path": str(self._find_programs()), "serial": PROGRAMS_SERIAL, "read_only": True}
         return build_compared_spec(

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from duovisor.comparison.campaign import run_campaign
-from duovisor.comparison.errors import SkippedError
 from duovisor.comparison.measures.context import Context
 from duovisor.comparison.measures.table import MEASURES
-from duovisor.comparison.own_network import check_own_network, enter_own_network
+from duovisor.comparison.own_network import try_own_network
 from duovisor.comparison.rig import Rig
 from duovisor.comparison.sidelined import SidelinedService
 from duovisor.comparison.sweeper import sweeping
@@ -46,16 +45,11 @@ def run_comparison(
         )
         disks.chmod(0o755)
         stack.enter_context(sweeping(root, disks))
-        is_bridged = True
-        try:
-            check_own_network()
-            stack.enter_context(enter_own_network())
-        except SkippedError:
-            is_bridged = False
+        problem = stack.enter_context(try_own_network())
         service = SidelinedService(root, directories.cache)
         stack.callback(service.close)
         own = Directories(state=disks, runtime=root / "rig", cache=directories.cache)
-        rig = Rig(own, capabilities, image, disks, is_bridged=is_bridged)
+        rig = Rig(own, capabilities, image, disks, no_network=problem)
         asyncio.run(_run(store, rig, service, tell))
 
 

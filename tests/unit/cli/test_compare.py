@@ -64,6 +64,11 @@ def test_a_comparison_of_another_machine_is_refused(run_here: Callable[..., Outc
     assert "name a new folder" in said
 
 
+def test_an_image_that_is_not_there(run_here: Callable[..., Outcome], tmp_path: Path) -> None:
+    check_refusal(run_here("compare", "--image", "nothing", "--output", tmp_path / "out"), 3)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     "arguments", [("--rounds", "0"), ("--seconds", "0"), ("--only", "nothing"), ("extra",)]
 )

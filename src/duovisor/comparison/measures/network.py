@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from duovisor.comparison.echo import start_echoes
 from duovisor.comparison.errors import MeasureError
 from duovisor.comparison.measures.context import Context, Figures
-from duovisor.comparison.own_network import check_own_network
 from duovisor.comparison.plan import NETWORK_JOBS
 from duovisor.comparison.processes import read_processor_by_role
 
@@ -38,7 +37,8 @@ until netstat -ltn | grep -q ':{port} '; do sleep 0.1; done
 
 async def prepare_network(context: Context, guest: Guest) -> None:
     """Give a guest its address and have it serve iperf3, once. Raises ``SkippedError``, ``MeasureError``."""
-    check_own_network()
+    if context.rig.no_network is not None:
+        raise context.rig.no_network
     if not guest.has_network:
         await guest.output(_SET_UP.format(address=guest.address, port=PORT))
         guest.has_network = True
