@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from duovisor.controlling.snapshots.copying import BLOCK_BYTES
 from duovisor.controlling.snapshots.documents import Snapshot, SnapshotView
 from duovisor.controlling.snapshots.errors import (
     SnapshotBrokenError,
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 DOCUMENT, STATE, MEMORY = "snapshot.json", "state", "memory"
 HALF, GONE = ".half-", ".gone-"
-BLOCK_BYTES = 512  # stat(2): st_blocks
 
 
 class SnapshotFolder:

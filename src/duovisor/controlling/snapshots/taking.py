@@ -13,7 +13,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from duovisor.controlling.snapshots.copying import copy_content, count_data, run_copies
+from duovisor.controlling.snapshots.copying import copy_content, count_allocated, run_copies
 from duovisor.controlling.snapshots.documents import SavedDisk, Snapshot
 from duovisor.controlling.snapshots.errors import SnapshotRefusedError
 from duovisor.controlling.snapshots.folder import MEMORY, STATE
@@ -73,7 +73,7 @@ async def take_snapshot(
     sources = find_sources(machine)
     memory = os.open(machine.place.memory_file, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        total = count_data(memory) + sum(_count_of(each) for each in sources)
+        total = count_allocated(memory) + sum(count_allocated(each.descriptor) for each in sources)
         written: dict[str, int] = {}
 
         def tell(done: int) -> None:
@@ -148,7 +148,7 @@ async def _write_state(machine: Machine, path: Path) -> None:
 
 
 def _copy_all(sources: tuple[Source, ...], half: Path, follow: Follow) -> dict[str, int]:
-    """Copy each to the file of its name; how many bytes of each were no hole."""
+    """Copy each to the file of its name; how many bytes each takes."""
     sizes = {}
     for source in sources:
         path = half / source.name
@@ -157,12 +157,8 @@ def _copy_all(sources: tuple[Source, ...], half: Path, follow: Follow) -> dict[s
             copy_content(source.descriptor, target, follow)
         finally:
             os.close(target)
-        sizes[source.name] = _count_of(source)
+        sizes[source.name] = count_allocated(source.descriptor)
     return sizes
-
-
-def _count_of(source: Source) -> int:
-    return count_data(source.descriptor)
 
 
 def _describe(index: int, disk: DiskSpec, half: Path) -> SavedDisk:
