@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 FICLONE = 0x40049409  # linux/fs.h: btrfs and XFS have it, ext4 and tmpfs have not
 PART_BYTES = 16 << 20
-# A guest's memory is thousands of pieces of some pages: to look for each hole took longer than to copy it.
+# A guest's memory may be thousands of pieces of some pages: each would be a search, and a call of its own.
 GRAIN_BYTES = 128 << 10
 BLOCK_BYTES = 512  # stat(2): st_blocks
 
