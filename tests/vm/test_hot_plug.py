@@ -181,5 +181,5 @@ def kill_driver(client: ServiceClient, device: str) -> None:
 
 async def wait_event(client: ServiceClient, action: str) -> None:
     async with asyncio.timeout(30):
-        while not any(each["action"] == action for each in client.get("/v1/events?limit=50")["items"]):
+        while not any(each["action"] == action for each in client.get("/v1/events?limit=1000")["items"]):
             await asyncio.sleep(0.05)
