@@ -63,7 +63,7 @@ class FakeMigration:
         self._listener.bind(str(path))
         self._listener.listen(1)
         self._worker: threading.Thread | None = None
-        self._monitor = threading.Thread(target=self._serve)
+        self._monitor = threading.Thread(target=self._serve, daemon=True)
         self._monitor.start()
 
     def close(self) -> None:
@@ -99,7 +99,9 @@ class FakeMigration:
                 echo = {"id": request["id"]} if "id" in request else {}
                 self._say({kind: refusal if answer is None else answer, **echo})
                 if answer is not None and request["execute"] in ("migrate", "migrate-incoming"):
-                    self._worker = threading.Thread(target=self._work, args=(request["arguments"]["uri"],))
+                    self._worker = threading.Thread(
+                        target=self._work, args=(request["arguments"]["uri"],), daemon=True
+                    )
                     self._worker.start()
         for descriptor in self._passed:
             os.close(descriptor)
@@ -183,7 +185,10 @@ class FakeMigration:
     def _move(self, descriptor: int, count: int) -> None:
         if "migrate-incoming" in self.done:
             while len(self.received) < count:
-                self.received += os.read(descriptor, PART_BYTES)
+                part = os.read(descriptor, PART_BYTES)
+                if not part:
+                    raise BrokenPipeError
+                self.received += part
             return
         for start in range(0, count, PART_BYTES):
             os.write(descriptor, self.state[start : min(start + PART_BYTES, count)])
