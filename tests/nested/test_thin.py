@@ -131,6 +131,21 @@ def test_a_reset_boots_it_again(reports: Reports) -> None:
     assert reset["before"] != reset["after"]
 
 
+def test_a_snapshot_is_taken_under_load(reports: Reports) -> None:
+    taken = find(reports, "thin-snapshot")
+    assert taken["operation"]["error"] is None
+    assert taken["operation"]["message"].startswith("paused ")
+    assert taken["says"] == "on\n"
+
+
+def test_the_guest_goes_on_from_its_snapshot_with_the_disk_that_it_had(reports: Reports) -> None:
+    restored = find(reports, "thin-restored")
+    assert restored["operation"]["error"] is None
+    assert restored["before"] == restored["after"]  # it was reset since, and is not any more
+    assert (restored["error"], restored["said"].strip()) == (0, "fio: terminating on signal 15")
+    assert min(restored["ios"].values()) > MINIMUM_IOS, restored
+
+
 def test_guest_shuts_down_by_the_power_button(reports: Reports) -> None:
     operation = find(reports, "thin-shutdown")["operation"]
     assert (operation["message"], operation["error"]) == ("stopped", None)

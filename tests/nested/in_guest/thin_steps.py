@@ -68,6 +68,7 @@ END_LOAD = (
 )
 OURS = re.compile(r"duovisor-partition|bwrap|duovisor\.hypervisor\.thin|duovisor\.controlling")
 LOG_BYTES = 64 << 10
+SNAPSHOT = "under-load"
 
 
 def report(step: str, **facts: Any) -> None:
@@ -110,12 +111,14 @@ class Service:
         self._process.send_signal(number)
         self._process.wait(TIMEOUT_S)
 
-    async def act(self, action: str, path: str = vm_path(NAME)) -> dict[str, Any]:
+    async def act(
+        self, action: str, path: str = vm_path(NAME), document: Any = None, method: str = "POST"
+    ) -> dict[str, Any]:
         """An action, followed to its end, while the guest's conversation goes on."""
 
         def work() -> dict[str, Any]:
             with ServiceClient(self.client.endpoint) as client:
-                return client.follow(client.request("POST", f"{path}/{action}").document)
+                return client.follow(client.request(method, f"{path}/{action}", document).document)
 
         return await asyncio.to_thread(work)
 
@@ -204,6 +207,8 @@ async def live(service: Service, scratch: Path) -> None:
         after = service.client.get(f"{vm_path(NAME)}/anatomy")
         report("thin-adopted", found=found, before=before, after=after, says=await ask(guest, "echo on"))
         identity = await ask(guest, IDENTITY)
+        taken = await service.act("snapshots", document={"name": SNAPSHOT})
+        report("thin-snapshot", operation=taken, says=await ask(guest, "echo on"))
     report("thin-console", killed=await service.kill_driver("console-channel"))
     answers = [await service.refuse(action, document) for action, document in REFUSED.items()]
     report("thin-refused", answers=dict(zip(REFUSED, answers, strict=True)))
@@ -214,16 +219,27 @@ async def live(service: Service, scratch: Path) -> None:
             "thin-moved", operation=updated, before=identity, after=await ask(guest, IDENTITY), anatomy=after
         )
         report("thin-storage-moved", killed=await service.kill_driver("disk0"))
-        said = await ask(guest, END_LOAD)
-        (job,) = json.loads(said[said.find("{") : said.rfind("}") + 1])["jobs"]
-        ios = {side: job[side]["total_ios"] for side in ("read", "write")}
-        report("thin-load", error=job["error"], ios=ios, said=said[: said.find("{")])
+        report("thin-load", **await end_load(guest))
     await service.act("reset")
     async with converse() as guest:
         await guest.wait_booted(TIMEOUT_S)
         report("thin-reset", before=identity, after=await ask(guest, IDENTITY))
+    await service.act("stop")
+    restored = await service.act(f"snapshots/{SNAPSHOT}/restore")
+    async with converse() as guest:
+        after = await ask(guest, IDENTITY)
+        report("thin-restored", operation=restored, before=identity, after=after, **await end_load(guest))
+    await service.act(f"snapshots/{SNAPSHOT}", method="DELETE")
     report("thin-shutdown", operation=await service.act("shutdown"))
     service.client.request("DELETE", vm_path(NAME), headers={"If-Match": "*"})
+
+
+async def end_load(guest: ProbeClient) -> dict[str, Any]:
+    """End fio: whether it has met anything wrong, and how much it did."""
+    said = await ask(guest, END_LOAD)
+    (job,) = json.loads(said[said.find("{") : said.rfind("}") + 1])["jobs"]
+    ios = {side: job[side]["total_ios"] for side in ("read", "write")}
+    return {"error": job["error"], "ios": ios, "said": said[: said.find("{")]}
 
 
 def find_leftovers() -> list[str]:
