@@ -16,6 +16,7 @@ from duovisor.controlling.preflight import find_libraries
 from duovisor.hardware.qemu import find_qemu
 from duovisor.hypervisor.build import build_vmm_sandbox
 from duovisor.hypervisor.plan import VmmPaths
+from duovisor.hypervisor.vmm_files import create_channels_folder
 from duovisor.sandbox import SandboxTools, build_sandbox_argv
 from duovisor.spec.loading import build_spec
 from duovisor.spec.vm import Accelerator
@@ -52,9 +53,11 @@ def attack(folder: Path, *, as_root: bool) -> Outcomes:
     memory.write_bytes(bytes(1 << 20))
     attacker = folder / "attacker.py"
     shutil.copyfile(ATTACKER, attacker)
-    sandbox = plan(memory, attacker)
+    channels = folder / "channels"
+    sandbox = plan(memory, channels, attacker)
     owner = sandbox.uid if as_root else uid
     os.chown(memory, owner, owner)
+    create_channels_folder(channels, owner)
     with ExitStack() as stack:
         server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         names = [str(folder / "listener.sock"), f"@duovisor-test-{os.getpid()}"]
@@ -77,11 +80,11 @@ def attack(folder: Path, *, as_root: bool) -> Outcomes:
     return outcomes
 
 
-def plan(memory: Path, attacker: Path) -> Sandbox:
+def plan(memory: Path, channels: Path, attacker: Path) -> Sandbox:
     """A VMM's own plan, and what the attacker's program needs of the host besides: Python."""
     name = f"hostile-{os.getpid()}"  # and so a uid whose threads are its own
     spec = build_spec({"name": name, "memory_mib": 64, "design": "microkernelized"})
-    paths = VmmPaths(find_qemu(os.environ), memory, libraries=find_libraries())
+    paths = VmmPaths(find_qemu(os.environ), memory, libraries=find_libraries(), channels=channels)
     sandbox = build_vmm_sandbox(spec, Accelerator.TCG, paths, ())
     python = [(path, str(path)) for path in (INTERPRETER, Path("/usr/lib") / INTERPRETER.name)]
     return replace(sandbox, read_only=(*sandbox.read_only, *python, (attacker, INSIDE)))

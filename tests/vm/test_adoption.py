@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.vm
 both_designs = pytest.mark.parametrize("design", list(Design))
 
-# a service that starts one VM, tells its processes, and is there until it is killed
+# a service that starts one VM, tells its processes when the spares are there, and stays until it is killed
 SERVICE = """
 import asyncio, json, sys
 from pathlib import Path
@@ -55,6 +55,8 @@ async def serve(state, runtime, cache, document):
         spec = build_spec(json.loads(document))
         await manager.create(spec, Autostart())
         await manager.start(spec.name)
+        while not all(each.spare_pid for each in (await manager.get(spec.name)).status.drivers):
+            await asyncio.sleep(0.05)
         print((await manager.get(spec.name)).status.model_dump_json(), flush=True)
         await asyncio.Event().wait()
 

@@ -47,7 +47,7 @@ while :; do
   dd if=/tmp/block of=/dev/vda bs=64k seek=$((i % 100 * 4)) conv=notrunc,fsync
   echo 3 >/proc/sys/vm/drop_caches
   dd if=/dev/vda bs=64k skip=$((i % 100 * 4)) count=4 | cmp - /tmp/block || echo round $i >>/tmp/wrong
-  i=$((i + 1)); echo $i >/tmp/rounds
+  i=$((i + 1)); echo $i >/tmp/next; mv /tmp/next /tmp/rounds
 done
 """
 

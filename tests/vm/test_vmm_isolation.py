@@ -126,7 +126,7 @@ async def test_file_system_is_what_qemu_needs(guest: Guest) -> None:
         _, _, _, _, place, options, *_ = line.split()
         mounts[place] = set(options.split(","))
     writable = {place for place, options in mounts.items() if "rw" in options}
-    assert writable == {"/memory", "/dev/null", "/dev/urandom"}
+    assert writable == {"/memory", "/channels", "/dev/null", "/dev/urandom"}
     assert {place for place, options in mounts.items() if "nodev" not in options} == {
         "/dev/null",
         "/dev/urandom",
@@ -135,7 +135,9 @@ async def test_file_system_is_what_qemu_needs(guest: Guest) -> None:
     tools = {"setpriv", "prlimit"} if os.geteuid() == 0 else {"prlimit"}
     qemu = Path(guest.machine.vmm.plan.argv[0]).name
     assert set(os.listdir(root / "usr/bin")) == {qemu, *tools}
-    assert set(os.listdir(root)) == {"bin", "boot", "dev", "etc", "lib", "lib64", "memory", "sbin", "usr"}
+    files = {"bin", "boot", "dev", "etc", "lib", "lib64", "sbin", "usr"}
+    assert set(os.listdir(root)) == {*files, "memory", "channels"}
+    assert os.listdir(root / "channels") == []  # where it binds the sockets of cards on a bridge
     assert set(os.listdir(root / "dev")) == {"null", "urandom"}
     assert os.listdir(root / "etc") == ["ld.so.cache"]
     assert set(os.listdir(root / "boot")) == {"kernel", "initrd"}

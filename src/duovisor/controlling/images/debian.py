@@ -50,6 +50,10 @@ ssh_genkeytypes: [ed25519, ecdsa]
 locale: C.UTF-8
 apt: {preserve_sources_list: true}
 """,
+    # the thin VMM's console comes after systemd has looked for consoles: its module is not in the RAM disk
+    "etc/udev/rules.d/60-duovisor.rules": (
+        'SUBSYSTEM=="tty", KERNEL=="hvc0", ENV{SYSTEMD_WANTS}+="serial-getty@hvc0.service"\n'
+    ),
     "etc/initramfs-tools/conf.d/duovisor": "COMPRESS=zstd\n",
     "etc/default/grub.d/duovisor.cfg": f'GRUB_TIMEOUT=0\nGRUB_CMDLINE_LINUX="{CONSOLES}"\n',
 }
