@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from tests.vm.first_day import Step
     from tests.vm.service_host import ServiceHost
 
-pytestmark = pytest.mark.vm
+WHY_NOT = "" if os.environ.get("DUOVISOR_LONG") else "takes five minutes and more: ./test --long"
+pytestmark = [pytest.mark.vm, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "none")]
 
 GUIDE = ROOT / "docs/first-day.md"
 PATIENCE_S = 1800.0  # for what hangs, on a machine that is busy with other tests

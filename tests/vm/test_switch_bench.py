@@ -1,4 +1,4 @@
-"""The switch benchmark, short: a dozen switches in a row under load lose and leave nothing; time is not judged."""
+"""The switch benchmark, short: switches in a row under load lose and leave nothing; time is not judged."""
 
 from __future__ import annotations
 
