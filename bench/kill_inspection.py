@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.service_process import find_processes
 
-from duovisor.controlling.description import MachineDescription, Phase, load_description
+from duovisor.controlling.description import Duty, MachineDescription, Phase, load_description
 from duovisor.controlling.run_folder import list_run_folders
 from duovisor.controlling.vms.documents import RUN_KIND, RUNS, Intent
 from duovisor.hypervisor.lifecycle import State
@@ -44,7 +44,11 @@ def find_running(directories: Directories) -> dict[str, RunningVm]:
         described = load_description(directories.vms / name)
         if described is None or described.phase is not Phase.RUNNING:
             continue
-        booted = (process for process in described.processes if process.device in BOOTED_WITH)
+        booted = (
+            process
+            for process in described.processes
+            if process.device in BOOTED_WITH and process.duty is not Duty.SPARE  # spares come and go
+        )
         identities = frozenset(process.identity for process in booted)
         if all(map(is_living, identities)):
             found[name] = RunningVm(described.uuid, identities)

@@ -35,14 +35,20 @@ def test_a_vm_may_use_what_its_processes_may() -> None:
 
 
 def test_each_process_has_a_leaf_with_its_limits(tmp_path: Path) -> None:
-    group = VmGroup(SPEC, tmp_path)
+    folder = tmp_path / "scope"
+    folder.mkdir()
+    driver = start(
+        ("sleep", "60"), role="driver", log=tmp_path / "log"
+    )
+    group = VmGroup(SPEC, folder)
     group.place("", 4_100_001)
-    group.place("disk0", os.getpid())
+    group.place("disk0", driver.pid)
+    driver.kill_now()
     assert group.problem == ""
-    assert read(tmp_path / f"disk0-{os.getpid()}") == {
-        "cgroup.procs": str(os.getpid()), "memory.max": str(768 << 20), "pids.max": "256",
+    assert read(folder / f"disk0-{driver.pid}") == {
+        "cgroup.procs": str(driver.pid), "memory.max": str(768 << 20), "pids.max": "256",
     }  # fmt: skip
-    assert not (tmp_path / "vmm-4100001").exists()  # there is no such process
+    assert not (folder / "vmm-4100001").exists()  # there is no such process
 
 
 def test_the_first_process_relieves_the_holder_and_turns_the_controllers_on(tmp_path: Path) -> None:
