@@ -37,9 +37,7 @@ def test_a_vm_may_use_what_its_processes_may() -> None:
 def test_each_process_has_a_leaf_with_its_limits(tmp_path: Path) -> None:
     folder = tmp_path / "scope"
     folder.mkdir()
-    driver = start(
-        ("sleep", "60"), role="driver", log=tmp_path / "log"
-    )
+    driver = start(("sleep", "60"), role="driver", log=tmp_path / "log")
     group = VmGroup(SPEC, folder)
     group.place("", 4_100_001)
     group.place("disk0", driver.pid)
