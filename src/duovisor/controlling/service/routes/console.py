@@ -12,16 +12,13 @@ from duovisor.controlling.service.gate import Require, Viewer
 from duovisor.controlling.service.identity import Identity, Role
 from duovisor.controlling.service.manager import Console
 from duovisor.controlling.service.replies import Name
+from duovisor.controlling.service.websockets import CLOSE_POLICY, CLOSE_TRY_LATER, converse
 
 router = APIRouter(prefix="/v1/vms", tags=["console"])
 
 DEFAULT_LOG_BYTES = 64 << 10
 MAX_LOG_BYTES = 8 << 20
 MAX_BEHIND_BYTES = 4 << 20
-# RFC 6455, 7.4.1 and the IANA registry
-CLOSE_GOING_AWAY = 1001
-CLOSE_POLICY = 1008
-CLOSE_TRY_LATER = 1013
 
 
 @router.get(
@@ -77,28 +74,9 @@ async def attach_console(
     viewing = Viewing()
     detach = console.attach(viewing.show)
     try:
-        await _converse(socket, console, viewing, service, who)
+        await converse(socket, service, _send(socket, viewing, service, who), _receive(socket, console, who))
     finally:
         detach()
-
-
-async def _converse(
-    socket: WebSocket, console: Console, viewing: Viewing, service: Service, who: Identity
-) -> None:
-    """Send and receive until one side ends it, the service stops, or the viewer's right is gone."""
-    parts = {
-        asyncio.create_task(_send(socket, viewing, service, who)),
-        asyncio.create_task(_receive(socket, console, who)),
-        asyncio.create_task(_wait_stopping(socket, service)),
-    }
-    try:
-        done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-        for part in done:
-            part.result()
-    finally:
-        for part in parts:
-            part.cancel()
-        await asyncio.gather(*parts, return_exceptions=True)
 
 
 async def _send(socket: WebSocket, viewing: Viewing, service: Service, who: Identity) -> None:
@@ -121,8 +99,3 @@ async def _receive(socket: WebSocket, console: Console, who: Identity) -> None:
             await socket.close(CLOSE_POLICY, f"{who.name} may only watch")
             return
         console.write(message.get("bytes") or (message.get("text") or "").encode())
-
-
-async def _wait_stopping(socket: WebSocket, service: Service) -> None:
-    await service.stopping.wait()
-    await socket.close(CLOSE_GOING_AWAY, "the service is being stopped; the VM runs on")

@@ -15,8 +15,8 @@ from duovisor.controlling.service.gate import TICKET_KEY, Require, Viewer
 from duovisor.controlling.service.identity import Identity, Role
 from duovisor.controlling.service.replies import ApiModel, Name
 from duovisor.controlling.service.rfb import NotAMessageError, WatchingFilter
-from duovisor.controlling.service.routes.console import CLOSE_GOING_AWAY, CLOSE_POLICY
 from duovisor.controlling.service.tickets import LIFE_S, Ticket
+from duovisor.controlling.service.websockets import CLOSE_GOING_AWAY, CLOSE_POLICY, converse
 
 router = APIRouter(prefix="/v1/vms", tags=["console"])
 
@@ -73,7 +73,9 @@ async def attach_screen(
     try:
         offered = socket.scope.get("subprotocols") or ()
         await socket.accept(subprotocol=SUBPROTOCOL if SUBPROTOCOL in offered else None)
-        await _relay(socket, reader, writer, service, found)
+        await converse(
+            socket, service, _send(socket, reader, service, found), _receive(socket, writer, found)
+        )
     finally:
         writer.close()
         with contextlib.suppress(OSError):
@@ -85,29 +87,6 @@ def _read_ticket(connection: HTTPConnection) -> Ticket:
     ticket = getattr(connection.state, TICKET_KEY)
     assert isinstance(ticket, Ticket)
     return ticket
-
-
-async def _relay(
-    socket: WebSocket,
-    reader: asyncio.StreamReader,
-    writer: asyncio.StreamWriter,
-    service: Service,
-    ticket: Ticket,
-) -> None:
-    """Pass both directions on until one ends, the service stops, or the viewer's right is gone."""
-    parts = {
-        asyncio.create_task(_send(socket, reader, service, ticket)),
-        asyncio.create_task(_receive(socket, writer, ticket)),
-        asyncio.create_task(_wait_stopping(socket, service)),
-    }
-    try:
-        done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-        for part in done:
-            part.result()
-    finally:
-        for part in parts:
-            part.cancel()
-        await asyncio.gather(*parts, return_exceptions=True)
 
 
 async def _send(socket: WebSocket, reader: asyncio.StreamReader, service: Service, ticket: Ticket) -> None:
@@ -137,8 +116,3 @@ async def _receive(socket: WebSocket, writer: asyncio.StreamWriter, ticket: Tick
             return
         except ConnectionError:
             return  # of which the other direction will tell
-
-
-async def _wait_stopping(socket: WebSocket, service: Service) -> None:
-    await service.stopping.wait()
-    await socket.close(CLOSE_GOING_AWAY, "the service is being stopped; the VM runs on")
