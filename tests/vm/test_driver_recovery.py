@@ -166,7 +166,9 @@ async def test_drivers_die_while_the_guest_boots(boot: Boot, scratch: Path, stor
     booting = asyncio.create_task(guest.probe.wait_booted(BOOT_TIMEOUT_S))
     rng = random.Random(5)
     while not booting.done():
-        await asyncio.sleep(rng.uniform(0.05, 0.4))
+        # Firmware and kernel ask for nothing for seconds: sixty kills meanwhile would give the device up.
+        await asyncio.sleep(rng.uniform(0.2, 1.2))
+        assert device.describe().state is not DeviceState.FAILED
         with contextlib.suppress(ProcessLookupError):
             if (pid := device.describe().pid) is not None:
                 kill(pid)
