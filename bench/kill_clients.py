@@ -94,15 +94,16 @@ class Pause:
             self._changed.notify_all()
 
 
-class Client:
-    """One client; ``run`` in a thread of its own until ``stop`` is set and the service is gone."""
+class BaseClient:
+    """A client; ``run`` in a thread of its own until ``stop`` is set and the service is gone."""
 
-    def __init__(self, service: ServiceProcess, ledger: Ledger, pause: Pause, seed: str, names: int) -> None:
+    what = "a client"
+
+    def __init__(self, service: ServiceProcess, ledger: Ledger, pause: Pause, seed: str) -> None:
         self._service = service
         self._ledger = ledger
         self._pause = pause
         self._random = random.Random(seed)
-        self._names = [f"vm{number}" for number in range(names)]
         self._connection: Connection = service.connect()
         self.stop = threading.Event()
         self.requests = 0
@@ -115,12 +116,36 @@ class Client:
             except (ConnectionLostError, ServiceUnreachableError):
                 self._connection.close()
                 self._pause.wait()
-            except ApiError as error:
-                if error.code not in EXPECTED or error.status >= SERVER_ERROR:
-                    self._ledger.report(f"a request met {error.status} {error.code}: {error}")
             except Exception as error:  # a thread that ends silently would be missed by nobody
-                self._ledger.report(f"a client failed: {error!r}")
+                self._judge(error)
         self._connection.close()
+
+    def _act(self) -> None:
+        raise NotImplementedError
+
+    def _judge(self, error: Exception) -> None:
+        self._ledger.report(f"{self.what} failed: {error!r}")
+
+    def _send(self, method: str, path: str, document: Any = None, vm: Document | None = None) -> Document:
+        """A request; a change of ``vm`` names the revision that was seen."""
+        self.requests += 1
+        headers = {} if vm is None else {"If-Match": f'"{vm["record"]["revision"]}"'}
+        reply: Document = self._connection.request(method, path, document, headers).document
+        return reply
+
+
+class Client(BaseClient):
+    """One that acts on VMs."""
+
+    def __init__(self, service: ServiceProcess, ledger: Ledger, pause: Pause, seed: str, names: int) -> None:
+        super().__init__(service, ledger, pause, seed)
+        self._names = [f"vm{number}" for number in range(names)]
+
+    def _judge(self, error: Exception) -> None:
+        if not isinstance(error, ApiError):
+            super()._judge(error)
+        elif error.code not in EXPECTED or error.status >= SERVER_ERROR:
+            self._ledger.report(f"a request met {error.status} {error.code}: {error}")
 
     def _act(self) -> None:
         name = self._random.choice(self._names)
@@ -148,13 +173,6 @@ class Client:
                 self._detach(vm)
             case _:
                 self._follow(self._begin(name, action))
-
-    def _send(self, method: str, path: str, document: Any = None, vm: Document | None = None) -> Document:
-        """A request; a change of ``vm`` names the revision that was seen."""
-        self.requests += 1
-        headers = {} if vm is None else {"If-Match": f'"{vm["record"]["revision"]}"'}
-        reply: Document = self._connection.request(method, path, document, headers).document
-        return reply
 
     def _mark(self) -> int:
         return self._ledger.next_number() % MARKS

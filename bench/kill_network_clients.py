@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import random
 import socket
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from bench.kill_clients import POLL_S, UNDER_WAY
+from bench.kill_clients import POLL_S, UNDER_WAY, BaseClient
 
-from duovisor.client.errors import ApiError, ConnectionLostError, ServiceUnreachableError
+from duovisor.client.errors import ApiError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,33 +25,18 @@ EXPECTED = frozenset({"operation-interrupted"})
 REST_S = (0.0, 0.3)
 
 
-class NetworkClient:
-    """``run`` in a thread of its own until ``stop`` is set and the service is gone.
+class NetworkClient(BaseClient):
+    """One that has a network of its own.
 
     ``may_be`` holds whether its network may be there: both, while an answer is missing.
     """
 
+    what = "a client of networks"
+
     def __init__(self, service: ServiceProcess, ledger: Ledger, pause: Pause, seed: int, name: str) -> None:
-        self._ledger = ledger
-        self._pause = pause
-        self._random = random.Random(f"{seed}-{name}")
-        self._connection = service.connect()
+        super().__init__(service, ledger, pause, f"{seed}-{name}")
         self.name = name
         self.may_be = {False}
-        self.stop = threading.Event()
-        self.requests = 0
-
-    def run(self) -> None:
-        """Act, and wait while there is no service."""
-        while not self.stop.is_set():
-            try:
-                self._act()
-            except (ConnectionLostError, ServiceUnreachableError):
-                self._connection.close()
-                self._pause.wait()
-            except Exception as error:  # a thread that ends silently would be missed by nobody
-                self._ledger.report(f"a client of networks failed: {error!r}")
-        self._connection.close()
 
     def judge(self, networks: Mapping[str, Any]) -> list[str]:
         """What is not as this client was told; afterwards, what is there is what it knows."""
@@ -84,11 +67,6 @@ class NetworkClient:
             self._connection.close()
             self._pause.wait()
         time.sleep(self._random.uniform(*REST_S))
-
-    def _send(self, method: str, path: str, document: Any = None) -> dict[str, Any]:
-        self.requests += 1
-        reply: dict[str, Any] = self._connection.request(method, path, document).document
-        return reply
 
 
 def read_networks(connection: Any) -> dict[str, Any]:

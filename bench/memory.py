@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from duovisor.comparison.processes import read_pss_kib
 from duovisor.controlling.comparison import build_probe_spec
 from duovisor.controlling.images.probe import PORT_NAME, build_probe_image
 from duovisor.controlling.images.probe_client import connect_probe
@@ -33,20 +34,6 @@ DISK_BYTES = 64 << 20
 WORK = (
     "dd if=/dev/zero of=/dev/vda bs=64k count=256 oflag=direct; dd if=/dev/vda of=/dev/null bs=4k count=4096"
 )
-
-
-def read_pss_kib(pid: int, memory_inode: int) -> tuple[int, int]:
-    """PSS of a process in KiB, and what of it are pages of guest memory; source: proc(5), smaps."""
-    total = guest = 0
-    inside = False
-    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
-        fields = line.split()
-        if not fields[0].endswith(":"):
-            inside = fields[4] == str(memory_inode)  # its path looks different in each mount namespace
-        elif fields[0] == "Pss:":
-            total += int(fields[1])
-            guest += int(fields[1]) if inside else 0
-    return total, guest
 
 
 async def measure(vms: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.service_process import ServiceProcess, build_boot_disk, build_small_vm
+from bench.service_process import ServiceProcess, build_boot_disk, build_small_vm, read_pss_mib
 
 from duovisor.client.endpoint import Endpoint
 from duovisor.client.service import ServiceClient
@@ -129,7 +129,10 @@ def measure_libvirt(*, kvm: bool, rounds: int) -> dict[str, Any]:
                 for who, times in found.items() if number else ():
                     for what, value in zip(seconds, times, strict=True):
                         seconds[what].setdefault(who, []).append(value)
-            memory = {"libvirt": read_pss_mib(daemon), "duovisord": read_pss_mib(service.pid)}
+            memory = {
+                "libvirt": round(read_pss_mib(daemon), 1),
+                "duovisord": round(read_pss_mib(service.pid), 1),
+            }
         service.stop()
     return {
         "median_ms": {
@@ -157,11 +160,3 @@ def act(client: ServiceClient, name: str, action: str) -> float:
     begun = time.perf_counter()
     client.follow(client.act(name, action))
     return time.perf_counter() - begun
-
-
-def read_pss_mib(pid: int) -> float:
-    """Proportional set size of one process (proc(5), smaps_rollup)."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return round(int(line.split()[1]) / 1024, 1)
-    raise SystemExit(f"process {pid} has gone")

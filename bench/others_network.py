@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.network import JOBS, PORT, STREAMS, ping, run_iperf
 from bench.network_guest import Guest, boot_guest
+from bench.others_figures import build_ratios
 from bench.others_vmm import Backend, boot_bare
 from tests.networks import BRIDGE, run_ip
 
@@ -68,7 +68,7 @@ async def measure_network(
             for each, values in figures.items():
                 shown = "  ".join(f"{name} {got[-1]:,.2f}" for name, got in values.items() if got)
                 print(f"round {number + 1}: {each:14} {shown}", flush=True)
-    return {"ratio": build_ratios(figures), "figures": figures}
+    return {"ratio": build_ratios(figures, PAIRS), "figures": figures}
 
 
 @contextmanager
@@ -80,15 +80,3 @@ def open_tap() -> Iterator[None]:
         yield
     finally:
         run_ip("link", "delete", TAP)
-
-
-def build_ratios(figures: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, list[float]]]:
-    """``{"a ÷ b": {job: [median, least, most]}}``; of times, below 1 is faster; pure."""
-    ratios: dict[str, dict[str, list[float]]] = {}
-    for ours, theirs in PAIRS:
-        each = ratios[f"{ours} ÷ {theirs}"] = {}
-        for job, by_name in figures.items():
-            values = [left / right for left, right in zip(by_name[ours], by_name[theirs], strict=False)]
-            if values:
-                each[job] = [round(f(values), 2) for f in (statistics.median, min, max)]
-    return ratios

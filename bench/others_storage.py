@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.others_figures import build_ratios
 from bench.others_vmm import DISK_BACKENDS, boot_bare
 
 from duovisor.controlling.comparison import (
@@ -66,7 +66,7 @@ async def measure_storage(
                     figures[job.name][name].append(round(figure, 1))
                 shown = "  ".join(f"{name} {values[-1]:,.0f}" for name, values in figures[job.name].items())
                 print(f"round {number + 1}: {job.name:18} {shown}", flush=True)
-    return {"ratio": build_ratios(figures), "figures": figures}
+    return {"ratio": build_ratios(figures, PAIRS), "figures": figures}
 
 
 def find_disk(guest: ProbeClient) -> str:
@@ -76,14 +76,3 @@ def find_disk(guest: ProbeClient) -> str:
         if disk.serial == SCRATCH_SERIAL or disk.size_bytes == SCRATCH_MIB << 20:
             return f"/dev/{disk.name}"
     raise SystemExit("the guest does not see its disk")
-
-
-def build_ratios(figures: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, list[float]]]:
-    """``{"a ÷ b": {job: [median, least, most]}}`` of neighbouring measurements; pure."""
-    ratios: dict[str, dict[str, list[float]]] = {}
-    for ours, theirs in PAIRS:
-        each = ratios[f"{ours} ÷ {theirs}"] = {}
-        for job, by_name in figures.items():
-            values = [left / right for left, right in zip(by_name[ours], by_name[theirs], strict=True)]
-            each[job] = [round(f(values), 2) for f in (statistics.median, min, max)]
-    return ratios

@@ -23,7 +23,13 @@ from typing import TYPE_CHECKING, Any
 if not __package__:  # run as a script
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.service_process import ServiceProcess, build_boot_disk, build_small_vm, write_json
+from bench.service_process import (
+    ServiceProcess,
+    build_boot_disk,
+    build_small_vm,
+    read_pss_mib,
+    write_json,
+)
 
 from duovisor.spec.vm import Design
 
@@ -46,12 +52,6 @@ def read_cpu_s(pid: int) -> float:
     """Processor time that a process has used; proc(5)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
-
-
-def read_pss_mib(pid: int) -> float:
-    """Memory of a process, shared pages counted in part; proc(5)."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
 def percentile(values: list[float], percent: int) -> float:

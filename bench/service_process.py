@@ -163,6 +163,12 @@ def find_processes(root: Path) -> dict[int, str]:
     return found
 
 
+def read_pss_mib(pid: int) -> float:
+    """Memory of a process, shared pages counted in part; proc(5)."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
 def list_vms(connection: Connection) -> list[dict[str, Any]]:
     """Every VM that the service knows."""
     found: list[dict[str, Any]] = []

@@ -26,9 +26,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.memory import read_pss_kib
 from bench.thin_restore import time_restore
 
+from duovisor.comparison.processes import read_pss_kib
 from duovisor.controlling.comparison import build_probe_spec, find_scratch, make_scratch_disk
 from duovisor.controlling.images.probe import PORT_NAME, build_probe_image
 from duovisor.controlling.images.probe_client import connect_probe
