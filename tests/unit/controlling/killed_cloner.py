@@ -1,53 +1,43 @@
 """Kills who makes VMs on clones with -9 at step after step, and looks at what the next one makes of it.
 
-A program: ``python -m tests.unit.controlling.killed_cloner FOLDER FIRST EVERY``; steps are those of
-``tests.unit.storage.killed_storage``, and so is what it prints.
+A program: ``python -m tests.unit.controlling.killed_cloner FOLDER FIRST EVERY``. It prints one JSON object:
+how many were ``killed``, ``kinds`` of recovery seen, ``violations`` (``tests.unit.killing``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
 import sys
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.unit.controlling.test_cloning import BASE, Hosts
+from tests.unit.killing import KillTrials, Steps
 from tests.unit.storage.conftest import MIB
-from tests.unit.vms.killed_manager import Steps, count_store_steps
 
 from duovisor.controlling.cloning import plan_copy
 from duovisor.controlling.storage.records import VolumeFormat
-from duovisor.controlling.store.errors import StoreInUseError
-from duovisor.controlling.store.sqlite import open_sqlite_store
 from duovisor.controlling.vms.records import Autostart, ignore_progress
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-TRIES = 200  # a program that was just starting has the dead one's locks until it has begun
 
-
-class Trials:
+class Trials(KillTrials):
     """One host on which VMs are made."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.acknowledged = root / "acknowledged"
-        self.undone = 0
-        self.violations: list[str] = []
+        super().__init__(root, root / "state")
 
     @asynccontextmanager
     async def open(self, steps: Steps | None = None) -> AsyncIterator[Hosts]:
-        async with open_sqlite_store(self.root / "state/store.sqlite") as store:
-            if steps is not None:
-                count_store_steps(store, steps.count)
+        async with self.open_store(steps) as store:
             host = Hosts(self.root, store)
             await host.storage.recover()
-            self.undone += len(await host.cloner.recover())
+            self.kinds["undone"] += len(await host.cloner.recover())
             yield host
 
     async def prepare(self) -> None:
@@ -64,30 +54,10 @@ class Trials:
             await host.cloner.make(spec, Autostart(), clones, ignore_progress)
             self.acknowledged.write_text("web copy")
 
-    def kill_at(self, step: int) -> bool:
-        """Live until this step; whether it came that far."""
-        self.acknowledged.write_text("")
-        child = os.fork()
-        if child == 0:
-            try:
-                asyncio.run(self.live(Steps(step)))
-                os._exit(0)
-            finally:
-                os._exit(1)
-        status = os.waitpid(child, 0)[1]
-        if status not in (0, signal.SIGKILL):
-            self.violations.append(f"step {step}: it failed by itself ({status})")
-        return status != 0
-
     async def recover(self, step: int) -> None:
         """What the next one makes of it: VMs with their volumes, and no volume without a VM."""
-        for _ in range(TRIES):
-            with suppress(StoreInUseError):
-                async with self.open() as host:
-                    await self.look(step, host)
-                return
-            await asyncio.sleep(0.02)
-        raise TimeoutError("somebody has the store")
+        async with self.open() as host:
+            await self.look(step, host)
 
     async def look(self, step: int, host: Hosts) -> None:
         vms = {record.name: record async for record in host.definitions.scan()}
@@ -111,12 +81,7 @@ def main() -> None:
     """Run trials until a life is over before its step comes."""
     trials = Trials(Path(sys.argv[1]))
     asyncio.run(trials.prepare())
-    step, every, killed = int(sys.argv[2]), int(sys.argv[3]), 0
-    while trials.kill_at(step):
-        asyncio.run(trials.recover(step))
-        killed += 1
-        step += every
-    print(json.dumps({"killed": killed, "undone": trials.undone, "violations": trials.violations}))
+    print(json.dumps(trials.run(int(sys.argv[2]), int(sys.argv[3]))))
 
 
 if __name__ == "__main__":

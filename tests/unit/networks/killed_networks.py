@@ -1,33 +1,27 @@
 """Kills networks with -9 at step after step of their lives, and looks at what the next ones make of it.
 
-A program: ``python -m tests.unit.networks.killed_networks FOLDER FIRST EVERY``. A step is anything that
-touches the host (Python's audit events) or the store, as in ``tests.unit.vms.killed_manager``. It prints one
-JSON object: how many were ``killed``, ``kinds`` of recovery seen, ``violations``.
+A program: ``python -m tests.unit.networks.killed_networks FOLDER FIRST EVERY``. It prints one JSON object:
+how many were ``killed``, ``kinds`` of recovery seen, ``violations`` (``tests.unit.killing``).
 """
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import json
 import os
-import signal
 import sys
-from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.networks import BRIDGE, enter_network
+from tests.unit.killing import KillTrials, Steps
 from tests.unit.networks.conftest import list_interfaces, list_tables, passes_on
-from tests.unit.vms.killed_manager import Steps, count_store_steps
 
 from duovisor.controlling.networks.documents import Forward
 from duovisor.controlling.networks.networks import Networks
 from duovisor.controlling.networks.records import NetworkKind, NetworkState, Wanted
 from duovisor.controlling.networks.views import list_networks
-from duovisor.controlling.store.errors import StoreInUseError
-from duovisor.controlling.store.sqlite import open_sqlite_store
 from duovisor.directories import Directories
 from duovisor.spec.loading import build_spec
 
@@ -39,16 +33,14 @@ FORWARD = Forward(protocol="tcp", host_address=None, host_port=2222, mac=MAC, gu
 WEB = build_spec({"name": "web", "nics": [{"network": "lan", "mac": MAC}]})
 
 
-class Trials:
+class Trials(KillTrials):
     """One host on which networks are killed."""
 
     def __init__(self, root: Path) -> None:
         self.directories = Directories(root / "state", root / "run", root / "cache")
         self.directories.state.mkdir(parents=True)
         self.folder = self.directories.runtime / "networks"
-        self.acknowledged = root / "acknowledged"
-        self.kinds: Counter[str] = Counter()
-        self.violations: list[str] = []
+        super().__init__(root, self.directories.state)
         self.before = self.look()
 
     def look(self) -> dict[str, object]:
@@ -65,8 +57,7 @@ class Trials:
 
     async def live(self, steps: Steps) -> None:
         """The lives of some networks, with a note of what was acknowledged."""
-        async with open_sqlite_store(self.directories.state / "store.sqlite") as store:
-            count_store_steps(store, steps.count)
+        async with self.open_store(steps) as store:
             networks = self.open_networks(store)
             await networks.recover()
             await networks.create("lan", Wanted(kind=NetworkKind.NAT))
@@ -82,50 +73,30 @@ class Trials:
                 await networks.delete(name)
             await networks.close()
 
-    def kill_at(self, step: int) -> bool:
-        """Let networks live until this step; whether they came that far."""
-        self.acknowledged.write_text("")
-        child = os.fork()
-        if child == 0:
-            try:
-                asyncio.run(self.live(Steps(step)))
-                os._exit(0)
-            finally:
-                os._exit(1)
-        status = os.waitpid(child, 0)[1]
-        if status not in (0, signal.SIGKILL):
-            self.violations.append(f"step {step}: the networks failed by themselves ({status})")
-        return status != 0
-
     async def recover(self, step: int) -> None:
         """What the next ones make of it."""
-        for _ in range(200):  # a program that was just starting has the dead one's locks until it has begun
-            with suppress(StoreInUseError):
-                async with open_sqlite_store(self.directories.state / "store.sqlite") as store:
-                    networks = self.open_networks(store)
-                    report = await networks.recover()
-                    self.kinds.update(what for what, names in report._asdict().items() if names)
-                    self.violations += [f"step {step}: {line}" for line in report.problems]
-                    found = {view.name: view for view in await list_networks(networks)}
-                    promised = set(self.acknowledged.read_text().split())
-                    if lost := promised - {"+"} - set(found):
-                        self.violations.append(f"step {step}: {lost} were there and are not")
-                    for view in found.values():
-                        if view.state is not NetworkState.READY:
-                            self.violations.append(f"step {step}: {view.name}: {view.state} {view.problem}")
-                    servers = sorted(find_servers())
-                    if servers != sorted(view.interface for view in found.values() if view.dhcp):
-                        self.violations.append(f"step {step}: servers of {servers}")
-                    for name in found:
-                        await networks.delete(name)
-                    left = self.look()
-                    if left != self.before:
-                        self.violations.append(f"step {step}: {left} is left, not {self.before}")
-                    if self.folder.exists() and any(self.folder.iterdir()):
-                        self.violations.append(f"step {step}: {list(self.folder.iterdir())} are left")
-                return
-            await asyncio.sleep(0.02)
-        raise TimeoutError("somebody has the store")
+        async with self.open_store() as store:
+            networks = self.open_networks(store)
+            report = await networks.recover()
+            self.kinds.update(what for what, names in report._asdict().items() if names)
+            self.violations += [f"step {step}: {line}" for line in report.problems]
+            found = {view.name: view for view in await list_networks(networks)}
+            promised = set(self.acknowledged.read_text().split())
+            if lost := promised - {"+"} - set(found):
+                self.violations.append(f"step {step}: {lost} were there and are not")
+            for view in found.values():
+                if view.state is not NetworkState.READY:
+                    self.violations.append(f"step {step}: {view.name}: {view.state} {view.problem}")
+            servers = sorted(find_servers())
+            if servers != sorted(view.interface for view in found.values() if view.dhcp):
+                self.violations.append(f"step {step}: servers of {servers}")
+            for name in found:
+                await networks.delete(name)
+            left = self.look()
+            if left != self.before:
+                self.violations.append(f"step {step}: {left} is left, not {self.before}")
+            if self.folder.exists() and any(self.folder.iterdir()):
+                self.violations.append(f"step {step}: {list(self.folder.iterdir())} are left")
 
 
 def find_servers() -> Iterator[str]:
@@ -142,13 +113,8 @@ def main() -> None:
     """Run trials until a life is over before its step comes."""
     importlib.import_module("pyroute2")  # its files would be steps of each life
     with enter_network():
-        trials = Trials(Path(sys.argv[1]))
-        step, every, killed = int(sys.argv[2]), int(sys.argv[3]), 0
-        while trials.kill_at(step):
-            asyncio.run(trials.recover(step))
-            killed += 1
-            step += every
-    print(json.dumps({"killed": killed, "kinds": trials.kinds, "violations": trials.violations}))
+        outcome = Trials(Path(sys.argv[1])).run(int(sys.argv[2]), int(sys.argv[3]))
+    print(json.dumps(outcome))
 
 
 if __name__ == "__main__":

@@ -1,25 +1,19 @@
 """Kills a storage with -9 at step after step of a volume's life, and looks at what the next one makes of it.
 
-A program: ``python -m tests.unit.storage.killed_storage FOLDER FIRST EVERY``. A step is anything that touches
-the host (Python's audit events) or the store, as in ``tests.unit.vms.killed_manager``. It prints one JSON
-object: how many were ``killed``, ``kinds`` of recovery seen, ``violations``.
+A program: ``python -m tests.unit.storage.killed_storage FOLDER FIRST EVERY``. It prints one JSON object: how
+many were ``killed``, ``kinds`` of recovery seen, ``violations`` (``tests.unit.killing``).
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import signal
 import subprocess
 import sys
-from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.unit.killing import KillTrials, Steps
 from tests.unit.storage.conftest import MIB, feeding, ref, refuse_online
-from tests.unit.vms.killed_manager import Steps, count_store_steps
 
 from duovisor.controlling.storage.heads import read_size
 from duovisor.controlling.storage.inbox import Inbox
@@ -27,8 +21,6 @@ from duovisor.controlling.storage.records import VolumeFormat, VolumeState
 from duovisor.controlling.storage.storage import Storage
 from duovisor.controlling.storage.uploads import Upload
 from duovisor.controlling.storage.views import list_volumes
-from duovisor.controlling.store.errors import StoreInUseError
-from duovisor.controlling.store.sqlite import open_sqlite_store
 from duovisor.directories import Directories
 
 if TYPE_CHECKING:
@@ -37,21 +29,18 @@ if TYPE_CHECKING:
 CONTENT = bytes(range(256)) * 4096
 
 
-class Trials:
+class Trials(KillTrials):
     """One host on which storages are killed."""
 
     def __init__(self, root: Path) -> None:
         self.directories = Directories(root / "state", root / "run", root / "cache")
         self.directories.state.mkdir(parents=True)
         self.folder = self.directories.state / "volumes"
-        self.acknowledged = root / "acknowledged"
-        self.kinds: Counter[str] = Counter()
-        self.violations: list[str] = []
+        super().__init__(root, self.directories.state)
 
     async def live(self, steps: Steps) -> None:
         """The lives of some volumes, with a note of what was acknowledged."""
-        async with open_sqlite_store(self.directories.state / "store.sqlite") as store:
-            count_store_steps(store, steps.count)
+        async with self.open_store(steps) as store:
             storage = Storage(store, self.directories)
             await storage.recover()
             await storage.create(ref("a"), 2 * MIB, VolumeFormat.RAW)
@@ -70,52 +59,32 @@ class Trials:
                 self.acknowledged.write_text(left)
                 await storage.delete(ref(name))
 
-    def kill_at(self, step: int) -> bool:
-        """Let a storage live until this step; whether it came that far."""
-        self.acknowledged.write_text("")
-        child = os.fork()
-        if child == 0:
-            try:
-                asyncio.run(self.live(Steps(step)))
-                os._exit(0)
-            finally:
-                os._exit(1)
-        status = os.waitpid(child, 0)[1]
-        if status not in (0, signal.SIGKILL):
-            self.violations.append(f"step {step}: the storage failed by itself ({status})")
-        return status != 0
-
     async def recover(self, step: int) -> None:
         """What the next storage makes of it."""
-        for _ in range(200):  # a program that was just starting has the dead one's locks until it has begun
-            with suppress(StoreInUseError):
-                async with open_sqlite_store(self.directories.state / "store.sqlite") as store:
-                    storage = Storage(store, self.directories)
-                    report = await storage.recover()
-                    self.kinds.update(what for what, names in report._asdict().items() if names)
-                    self.violations += [f"step {step}: {line}" for line in report.problems]
-                    page = await list_volumes(storage, None, 100, None)
-                    found = {view.name: view for view in page.items}
-                    known = {Path(view.path).name for view in page.items}
-                    files = {path.name for path in self.folder.iterdir()} if known else known
-                    if files != known:
-                        self.violations.append(f"step {step}: files {files}, volumes {known}")
-                    if lost := set(self.acknowledged.read_text().split()) - set(found):
-                        self.violations.append(f"step {step}: {lost} were there and are not")
-                    for view in found.values():
-                        if view.state is not VolumeState.READY:
-                            self.violations.append(f"step {step}: {view.name} is {view.state}")
-                        elif read_size(Path(view.path), view.format) != view.size_bytes:
-                            self.violations.append(f"step {step}: {view.name} has another size")
-                    self.violations += [f"step {step}: {line}" for line in self.check_content()]
-                    for name in ("b", "a", "c", "d"):
-                        if name in found:
-                            await storage.delete(ref(name))
-                    if self.folder.exists() and any(self.folder.iterdir()):
-                        self.violations.append(f"step {step}: {list(self.folder.iterdir())} are left")
-                return
-            await asyncio.sleep(0.02)
-        raise TimeoutError("somebody has the store")
+        async with self.open_store() as store:
+            storage = Storage(store, self.directories)
+            report = await storage.recover()
+            self.kinds.update(what for what, names in report._asdict().items() if names)
+            self.violations += [f"step {step}: {line}" for line in report.problems]
+            page = await list_volumes(storage, None, 100, None)
+            found = {view.name: view for view in page.items}
+            known = {Path(view.path).name for view in page.items}
+            files = {path.name for path in self.folder.iterdir()} if known else known
+            if files != known:
+                self.violations.append(f"step {step}: files {files}, volumes {known}")
+            if lost := set(self.acknowledged.read_text().split()) - set(found):
+                self.violations.append(f"step {step}: {lost} were there and are not")
+            for view in found.values():
+                if view.state is not VolumeState.READY:
+                    self.violations.append(f"step {step}: {view.name} is {view.state}")
+                elif read_size(Path(view.path), view.format) != view.size_bytes:
+                    self.violations.append(f"step {step}: {view.name} has another size")
+            self.violations += [f"step {step}: {line}" for line in self.check_content()]
+            for name in ("b", "a", "c", "d"):
+                if name in found:
+                    await storage.delete(ref(name))
+            if self.folder.exists() and any(self.folder.iterdir()):
+                self.violations.append(f"step {step}: {list(self.folder.iterdir())} are left")
 
     def check_content(self) -> Iterator[str]:
         """Images that QEMU's own tool finds damaged."""
@@ -127,13 +96,7 @@ class Trials:
 
 def main() -> None:
     """Run trials until a life is over before its step comes."""
-    trials = Trials(Path(sys.argv[1]))
-    step, every, killed = int(sys.argv[2]), int(sys.argv[3]), 0
-    while trials.kill_at(step):
-        asyncio.run(trials.recover(step))
-        killed += 1
-        step += every
-    print(json.dumps({"killed": killed, "kinds": trials.kinds, "violations": trials.violations}))
+    print(json.dumps(Trials(Path(sys.argv[1])).run(int(sys.argv[2]), int(sys.argv[3]))))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """Kills a manager with -9 at step after step of a VM's life, and looks at what the next one makes of it.
 
-A program: ``python -m tests.unit.vms.killed_manager FOLDER steps FIRST EVERY``. A step is anything that
-touches the host (Python's audit events: files, sockets, processes) or the store. For each step number it
-forks a manager that kills itself there, recovers, compares host and store, ends the VM, and compares again.
+A program: ``python -m tests.unit.vms.killed_manager FOLDER steps FIRST EVERY``. After each kill it recovers,
+compares host and store, ends the VM, and compares again (``tests.unit.killing``).
 With ``moments COUNT SECONDS`` in place of the steps, managers are killed at random moments.
 It prints one JSON object: how many were ``killed``, ``kinds`` of recovery seen, ``violations``.
 """
@@ -13,13 +12,12 @@ import asyncio
 import json
 import os
 import random
-import signal
 import sys
-from collections import Counter
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.unit.killing import NEVER, KillTrials, Steps
 from tests.unit.vms.fake_host import (
     build_capabilities,
     build_directories,
@@ -31,8 +29,6 @@ from tests.unit.vms.fake_host import (
 from duovisor.controlling.description import load_description
 from duovisor.controlling.moving.errors import MoveRefusedError
 from duovisor.controlling.plugging.changes import name_devices
-from duovisor.controlling.store.errors import StoreInUseError
-from duovisor.controlling.store.sqlite import open_sqlite_store
 from duovisor.controlling.vms.documents import RUN_KIND, RUNS
 from duovisor.controlling.vms.errors import ShutdownTimeoutError
 from duovisor.controlling.vms.manager import VmManager
@@ -43,28 +39,14 @@ from duovisor.process_identity import read_children
 from duovisor.spec.vm import DiskSpec, NicSpec
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from duovisor.controlling.store.interface import Store
     from duovisor.directories import Directories
     from duovisor.hardware.capabilities import HostCapabilities
     from duovisor.spec.vm import VirtualMachineSpec
 
-# events that change nothing outside this process, or are no step of ours
-IGNORED = (
-    "object.",
-    "code.",
-    "compile",
-    "exec",
-    "import",
-    "marshal.",
-    "sys.",
-    "builtins.",
-    "ctypes.",
-    "array.",
-)
 NAME = "vm"
-NEVER = 1 << 62
 SETTLE_STEPS, SETTLE_STEP_S = 200, 0.025
 
 
@@ -78,38 +60,7 @@ def find_own_factories() -> set[int]:
     return found
 
 
-class Steps:
-    """Counts steps, and kills this process at the one that was asked for."""
-
-    def __init__(self, fatal: int) -> None:
-        self._left = fatal
-        sys.addaudithook(self._on_event)
-
-    def _on_event(self, event: str, _: tuple[Any, ...]) -> None:
-        if not event.startswith(IGNORED):
-            self.count()
-
-    def count(self) -> None:
-        self._left -= 1
-        if self._left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-def count_store_steps(store: Store, count: Callable[[], None]) -> None:
-    """Make each write a step before and a step after it."""
-    for name in ("put", "commit", "delete"):
-        write = getattr(store, name)
-
-        async def counted(*arguments: Any, write: Any = write, **options: Any) -> Any:
-            count()
-            result = await write(*arguments, **options)
-            count()
-            return result
-
-        setattr(store, name, counted)
-
-
-class Trials:
+class Trials(KillTrials):
     """One host on which managers are killed."""
 
     def __init__(
@@ -125,19 +76,16 @@ class Trials:
         self.directories: Directories = build_directories(root)
         self.capabilities = capabilities
         self.spec = spec
-        self.acknowledged = root / "acknowledged"
+        super().__init__(root, self.directories.state)
         self.disk = root / "plugged.raw"
         self.disk.write_bytes(bytes(1 << 20))
-        self.kinds: Counter[str] = Counter()
-        self.violations: list[str] = []
 
     def build_manager(self, store: Store) -> VmManager:
         return VmManager(store, self.directories, lambda event: None, capabilities=lambda: self.capabilities)
 
     async def live(self, steps: Steps) -> None:
         """A VM's life, with a note of each thing that was acknowledged."""
-        async with open_sqlite_store(self.directories.state / "store.sqlite") as store:
-            count_store_steps(store, steps.count)
+        async with self.open_store(steps) as store:
             manager = self.build_manager(store)
             await manager.open()
             await manager.recover()
@@ -173,37 +121,9 @@ class Trials:
         """The name of the disk that was plugged in."""
         return next(f"disk{slot}" for slot, disk in spec.numbered_disks() if disk.serial == "plugged")
 
-    def kill_at(self, step: int, *, after_s: float | None = None) -> bool:
-        """Let a manager live until this step, or for so long; returns whether it came that far."""
-        self.acknowledged.write_text("")
-        child = os.fork()
-        if child == 0:
-            if after_s is not None:
-                signal.setitimer(signal.ITIMER_REAL, after_s)  # not handled, SIGALRM ends it as SIGKILL does
-            asyncio.run(self.live(Steps(step)))
-            os._exit(0)
-        status = os.waitpid(child, 0)[1]
-        if status not in (0, signal.SIGKILL, signal.SIGALRM):
-            self.violations.append(f"step {step}: the manager failed by itself ({status})")
-        return status != 0
-
-    @asynccontextmanager
-    async def open_store_of_the_dead(self) -> AsyncIterator[Store]:
-        """A program that the dead manager was just starting has its locks still, until it has begun."""
-        async with AsyncExitStack() as stack:
-            for _ in range(200):
-                try:
-                    yield await stack.enter_async_context(
-                        open_sqlite_store(self.directories.state / "store.sqlite")
-                    )
-                    return
-                except StoreInUseError:
-                    await asyncio.sleep(0.01)
-            raise TimeoutError("somebody has the store")
-
     async def recover(self, step: int) -> None:
         """What the next manager makes of it."""
-        async with self.open_store_of_the_dead() as store:
+        async with self.open_store() as store:
             manager = self.build_manager(store)
             await manager.open()
             report = await manager.recover()
@@ -271,18 +191,13 @@ class Trials:
 
 def run_trials(trials: Trials, arguments: Sequence[str]) -> dict[str, Any]:
     """``steps FIRST EVERY``, until a life is over before its step comes, or ``moments COUNT SECONDS``."""
-    killed = 0
     if arguments[0] == "steps":
-        step, every = map(int, arguments[1:])
-        while trials.kill_at(step):
-            asyncio.run(trials.recover(step))
-            killed += 1
-            step += every
-    else:
-        for number in range(int(arguments[1])):
-            killed += trials.kill_at(NEVER, after_s=random.uniform(0.001, float(arguments[2])))
-            asyncio.run(trials.recover(number))
-    return {"killed": killed, "kinds": trials.kinds, "violations": trials.violations}
+        return trials.run(int(arguments[1]), int(arguments[2]))
+    killed = 0
+    for number in range(int(arguments[1])):
+        killed += trials.kill_at(NEVER, after_s=random.uniform(0.001, float(arguments[2])))
+        asyncio.run(trials.recover(number))
+    return trials.describe(killed)
 
 
 def main() -> None:
