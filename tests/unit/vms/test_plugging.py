@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -145,6 +146,35 @@ async def test_a_guest_that_keeps_a_device(host: Host, manager: VmManager) -> No
     assert (len(vm.record.spec.nics), vm.status.restart_needed) == (1, True)
     await manager.detach("vm", "nic0")
     assert (await read_spec(manager)).nics == ()
+
+
+async def test_a_change_that_is_cancelled_before_it_began(
+    host: Host, manager: VmManager, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is announced, and that is taken back; nothing is begun that nobody would wait for."""
+    await start(manager)
+    announcing = asyncio.Event()
+    put = host.store.put
+
+    async def linger(key: str, value: bytes, *rest: Any) -> Any:
+        done = await put(key, value, *rest)
+        if RUN_KIND.decode(value, key=key).intent is Intent.PLUG:
+            announcing.set()
+            await asyncio.Event().wait()
+        return done
+
+    monkeypatch.setattr(host.store, "put", linger)
+    for change in (manager.attach("vm", DiskSpec(path=image)), manager.attach("vm", USER)):
+        announcing.clear()
+        task = asyncio.create_task(change)
+        await announcing.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert nothing(read_parts(host))
+        (entry,) = (await host.store.range(RUNS)).entries
+        assert RUN_KIND.decode(entry.value, key=entry.key).intent is Intent.NONE
+    gc.collect()  # a coroutine that nobody awaited would say so here
 
 
 async def test_a_cancelled_change_is_done_to_its_end(host: Host, manager: VmManager) -> None:

@@ -7,7 +7,7 @@ has it at its next start.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from duovisor.controlling.description import DeviceChange
 from duovisor.controlling.plugging.changes import name_devices, place_disk, place_nic
@@ -21,7 +21,7 @@ from duovisor.hypervisor.qemu.nics import nic_socket
 from duovisor.spec.vm import DiskSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable, Callable
 
     from duovisor.controlling.vms.active import ActiveVm
     from duovisor.controlling.vms.definitions import Definitions
@@ -69,7 +69,7 @@ class Plugging:
             check_plugging(vm.machine, "plug a device into")
             progress(10, "plugging it in")
             found = await asyncio.to_thread(capabilities)
-            await self._change(vm, record, change, self._plug_in(vm, device, found))
+            await self._change(vm, record, change, lambda: self._plug_in(vm, device, found))
             vm.watch_helpers()
         said = f"{change.device} attached" if vm is not None else f"{change.device} at its next start"
         self._tell(EventKind.DEVICE_ATTACHED, record.name, record.uuid, said)
@@ -90,7 +90,7 @@ class Plugging:
             await self._definitions.change_device(record.name, change)
         else:
             progress(10, "asking the guest to let go of it")
-            await self._change(vm, record, change, take_out(vm.machine, device, timeout_s=timeout_s))
+            await self._change(vm, record, change, lambda: take_out(vm.machine, device, timeout_s=timeout_s))
         said = f"{device} detached"
         self._tell(EventKind.DEVICE_DETACHED, record.name, record.uuid, said)
         progress(100, said)
@@ -104,13 +104,16 @@ class Plugging:
             await plug_in(vm.machine, lent.disks[0] if is_disk else lent.nics[0], capabilities)
 
     async def _change(
-        self, vm: ActiveVm, record: VmRecord, change: DeviceChange, work: Coroutine[Any, Any, Any]
+        self, vm: ActiveVm, record: VmRecord, change: DeviceChange, work: Callable[[], Awaitable[None]]
     ) -> None:
-        """Do it, announced before; the definition follows what came of it, however the call for it ended."""
+        """Do it, announced before; the definition follows what came of it, however the call for it ended.
+
+        ``work`` begins only then; if it was cancelled while it was announced, the announcement is taken back.
+        """
         comes = bool(change.disk or change.nic)
-        await self._host.announce_change(vm, change)
         try:
-            await work
+            await self._host.announce_change(vm, change)
+            await work()
         finally:
             await asyncio.shield(self._settle(vm, record, change, comes=comes))
 
