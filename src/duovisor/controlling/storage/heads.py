@@ -19,18 +19,15 @@ if TYPE_CHECKING:
 
 FOOTER_BYTES = 512
 SECTOR_BYTES = 512
-_VHD_COOKIE, _VHD_TYPE_AT = b"conectix", 60
+_VHD_COOKIE, _VHD_CREATOR_AT, _VHD_TYPE_AT = b"conectix", 28, 60
 _VHD_WHOLE = (2, 3)  # fixed, dynamic; 4 is based on another
+_VHD_COUNTS_CYLINDERS = (b"vpc ", b"qemu")  # Virtual PC, and QEMU as long as it says nothing else
 _QCOW2_SIZE_AT = 24
 
 
 def identify(path: Path, said: ImageFormat | None) -> ImageFormat:
     """The format of a file that stands alone; may block. Raises ``VolumeContentError``."""
-    with path.open("rb") as file:
-        head = file.read(HEAD_BYTES)
-        size_bytes = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size_bytes - FOOTER_BYTES))
-        tail = file.read(FOOTER_BYTES)
+    head, tail, size_bytes = _read_ends(path)
     found = said or guess(head, tail)
     check_alone(head, tail, found)
     if found is ImageFormat.RAW and (not size_bytes or size_bytes % SECTOR_BYTES):
@@ -39,6 +36,30 @@ def identify(path: Path, said: ImageFormat | None) -> ImageFormat:
             remedy=f"truncate -s %{SECTOR_BYTES} FILE rounds it up; is it really a raw image?",
         )
     return found
+
+
+def find_options(path: Path, image_format: ImageFormat) -> dict[str, str]:
+    """What QEMU has to be told of an identified image besides its format; may block.
+
+    A VHD says how large it is twice: in bytes, and in cylinders, which often come to a little less. QEMU
+    believes the cylinders, but of a few makers, and so would lose the end of the others' disks: the second
+    partition table of a GPT.
+    """
+    if image_format is not ImageFormat.VHD:
+        return {}
+    head, tail, _ = _read_ends(path)
+    footer = _find_vhd_footer(head, tail) or b""
+    creator = footer[_VHD_CREATOR_AT : _VHD_CREATOR_AT + 4]
+    return {} if creator in _VHD_COUNTS_CYLINDERS else {"force_size_calc": "current_size"}
+
+
+def _read_ends(path: Path) -> tuple[bytes, bytes, int]:
+    """The head, the last bytes and the size of a file."""
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+        size_bytes = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size_bytes - FOOTER_BYTES))
+        return head, file.read(FOOTER_BYTES), size_bytes
 
 
 def guess(head: bytes, tail: bytes) -> ImageFormat:

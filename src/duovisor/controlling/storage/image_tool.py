@@ -27,7 +27,7 @@ from duovisor.process import Process
 from duovisor.sandbox import ResourceLimits, Sandbox, SandboxTools, build_sandbox_argv, uid_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 ROLE = "qemu-img"
 UID = uid_of("/volumes")  # no VM can have that name
@@ -41,10 +41,11 @@ _PERCENT = re.compile(r"\((\d+)(?:\.\d+)?/100%\)")
 
 
 class Source(NamedTuple):
-    """One file of a chain to be read, with QEMU's name for its format."""
+    """One file of a chain to be read, with QEMU's name for its format, and that driver's options."""
 
     path: Path
     driver: str
+    options: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,7 @@ def build_source(chain: Sequence[Source]) -> str:
         above: dict[str, Any] = {
             "driver": source.driver,
             "file": {"driver": "file", "filename": _inside(depth)},
+            **source.options,
         }
         if source.driver in HAVE_BACKING:
             above["backing"] = node

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from duovisor.controlling.storage.errors import VolumeContentError
 from duovisor.controlling.storage.folder import UPLOAD
-from duovisor.controlling.storage.heads import identify, read_size
+from duovisor.controlling.storage.heads import find_options, identify, read_size
 from duovisor.controlling.storage.image_tool import Source, find_image_tool
 from duovisor.controlling.storage.inbox import save
 from duovisor.controlling.storage.records import ImageFormat, VolumeFormat
@@ -80,7 +80,8 @@ async def _convert(
     progress: Progress,
 ) -> None:
     tool = find_image_tool()
-    source = (Source(saved, image_format.qemu_driver),)
+    options = await asyncio.to_thread(find_options, saved, image_format)
+    source = (Source(saved, image_format.qemu_driver, options),)
     await asyncio.to_thread(folder.require_space, await tool.read_size(source))
 
     await tool.check(source[0])
