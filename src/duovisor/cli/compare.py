@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +18,15 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from duovisor.comparison.campaign import Progress
-    from duovisor.comparison.plan import Scale
+    from duovisor.comparison.plan import Scale, Step
     from duovisor.comparison.samples import SampleStore
 
 SECTIONS = ("start", "resources", "storage", "network", "processor", "updates", "faults")
 EPILOG = """\b
 Examples:
-  duovisor compare --quick                    about 10 minutes on two processors
-  duovisor compare --full --output compared   an hour or two; smaller differences are seen
+  duovisor compare --quick                    10 minutes at most, with fewer rounds on a slow machine
+  duovisor compare --full --output compared   about an hour; smaller differences are seen
+  duovisor compare --full --plan              what it would do, and how long that takes
   duovisor compare --quick --only storage --rounds 8
   duovisor compare --output compared          go on with one that was interrupted
 """
@@ -44,8 +45,14 @@ Examples:
 @click.option("--only", "sections", multiple=True, type=click.Choice(SECTIONS), help="Only this. Repeatable.")
 @click.option("--rounds", type=click.IntRange(1, 1000), help="Rounds, with one sample of each design each.")
 @click.option("--seconds", type=click.FloatRange(0.2, 600), help="Length of each storage and network job.")
+@click.option(
+    "--minutes", type=click.FloatRange(0.1, 10_000),
+    help="End within this, with fewer rounds if need be.  [default: 9 with --quick, unless --rounds or "
+    "--seconds say how much; else without end]",
+)  # fmt: skip
+@click.option("--plan", "plan_only", is_flag=True, help="Tell what would be measured and how long; end.")
 @json_option
-def command(folder: Path | None, as_json: bool, **options: Any) -> int:
+def command(folder: Path | None, as_json: bool, plan_only: bool, **options: Any) -> int:
     """Measure both designs on this machine and explain the difference.
 
     Runs the same guest and the same work monolithic and microkernelized, in turn, round after round: start,
@@ -53,53 +60,88 @@ def command(folder: Path | None, as_json: bool, **options: Any) -> int:
     of each difference whether it is larger than the noise. Then prints a table and writes into DIR
     report.html (one file, opens offline), plots as PNG, report.json, and every sample.
 
-    Ctrl-C interrupts it and leaves nothing on the host but DIR; the same command with --output DIR goes on.
-    The VMs are its own, beside those of duovisord, which it does not touch. Network measurements need root
+    Ctrl-C interrupts it and leaves nothing on the host but DIR; "duovisor compare --output DIR" goes on. The
+    VMs are its own, beside those of duovisord, which it does not touch. Network measurements need root
     and iperf3; without them they are left out and the report says so. For good figures leave the machine
     alone.
     """
     from rich.console import Console
 
     console = Console(highlight=False, stderr=as_json)
-    store, is_done = _prepare(folder, options, console)
-    if is_done:
-        console.print(f"{store.folder} is complete; writing its report again", style="dim", soft_wrap=True)
-    else:
-        try:
-            _run(store, console)
-        except KeyboardInterrupt:
-            console.print(f"go on with: duovisor compare --output {store.folder}", soft_wrap=True)
-            raise
-    return _report(store, console, as_json=as_json)
+    if plan_only:
+        return _tell_plan(folder, options, as_json=as_json)
+    with ExitStack() as held:
+        store, is_done = _prepare(folder, options, console, held)
+        if is_done:
+            said = f"{store.folder} is complete; writing its report again"
+            console.print(said, style="dim", soft_wrap=True)
+        else:
+            try:
+                _run(store, console)
+            except KeyboardInterrupt:
+                console.print(f"go on with: duovisor compare --output {store.folder}", soft_wrap=True)
+                raise
+        return _report(store, console, as_json=as_json)
 
 
-def _prepare(folder: Path | None, options: dict[str, Any], console: Console) -> tuple[SampleStore, bool]:
-    """The comparison to begin or to go on with, and whether it is done already."""
+def _prepare(
+    folder: Path | None, options: dict[str, Any], console: Console, held: ExitStack
+) -> tuple[SampleStore, bool]:
+    """The comparison to begin or to go on with, and whether it is done already; its folder is ``held``."""
     from duovisor.comparison.facts import build_facts
-    from duovisor.comparison.plan import build_steps
-    from duovisor.comparison.samples import HEADER, Header, load_store, open_store
+    from duovisor.comparison.samples import Header, holding, open_store
     from duovisor.controlling.images.probe import NAME
     from duovisor.controlling.images.store import load_image
     from duovisor.directories import find_directories
     from duovisor.hardware.capabilities import read_capabilities
 
-    scale: Scale | None = None
-    if folder is not None and (folder / HEADER).exists():
-        there = load_store(folder)
-        if all(there.has(step) for step in build_steps(there.header.scale)):
-            return there, True
-        if not any(options.values()):
-            scale = there.header.scale
+    there = _find_store(folder)
+    if there is not None and not list_left(there):
+        return there, True
     host = build_facts(read_capabilities(find_directories().cache))
-    scale = scale or build_scale(**options)
+    scale = there.header.scale if there is not None and not any(options.values()) else build_scale(**options)
     if scale.image != NAME:
         load_image(scale.image, find_directories())  # before a folder is made for nothing
     folder = folder or Path(time.strftime("duovisor-comparison-%Y-%m-%d-%H%M%S"))
+    held.enter_context(holding(folder))
     store = open_store(folder, Header(scale=scale, host=host, started_at=time.time()))
     if store.records:
         done = f"going on with {folder}: {len(store.records)} steps are done"
         console.print(done, style="dim", soft_wrap=True)
     return store, False
+
+
+def _find_store(folder: Path | None) -> SampleStore | None:
+    """The comparison that a folder holds, if it holds one."""
+    from duovisor.comparison.samples import HEADER, load_store
+
+    return load_store(folder) if folder is not None and (folder / HEADER).exists() else None
+
+
+def list_left(store: SampleStore) -> list[Step]:
+    """The steps that are not done."""
+    from duovisor.comparison.plan import build_steps
+
+    return [step for step in build_steps(store.header.scale) if not store.has(step)]
+
+
+def _tell_plan(folder: Path | None, options: dict[str, Any], *, as_json: bool) -> int:
+    from rich.console import Console
+
+    from duovisor.cli.compare_plan import build_plan, show_plan
+    from duovisor.comparison.plan import build_steps
+
+    there = _find_store(folder)
+    if there is not None and not any(options.values()):
+        plan = build_plan(there.header.scale, list_left(there), there.records)
+    else:
+        scale = build_scale(**options)
+        plan = build_plan(scale, build_steps(scale), [])
+    if as_json:
+        print_json({**plan._asdict(), "sections": [each._asdict() for each in plan.sections]})
+    else:
+        show_plan(Console(highlight=False), plan)
+    return 0
 
 
 def build_scale(
@@ -108,13 +150,15 @@ def build_scale(
     sections: tuple[str, ...],
     rounds: int | None,
     seconds: float | None,
+    minutes: float | None = None,
 ) -> Scale:
     """What the options ask for."""
-    from duovisor.comparison.plan import SCALES
+    from duovisor.comparison.plan import SCALES, find_budget
     from duovisor.comparison.plan import SECTIONS as KNOWN
 
     base = SCALES[scale_name or "quick"]
-    changed: dict[str, Any] = {}
+    budget_s = find_budget(base, changed=rounds is not None or seconds is not None)
+    changed: dict[str, Any] = {"budget_s": budget_s if minutes is None else 60 * minutes}
     if image is not None:
         changed["image"] = image
     if sections:

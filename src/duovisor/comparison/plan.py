@@ -19,7 +19,10 @@ SECTIONS = ("start", "resources", "storage", "network", "processor", "updates", 
 
 
 class Scale(BaseModel):
-    """How much is measured; it is kept with the samples, and a comparison goes on only with the same."""
+    """How much is measured; it is kept with the samples, and a comparison goes on only with the same.
+
+    ``budget_s``: what does not fit into so many seconds is left out; None: everything is done.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,12 +33,18 @@ class Scale(BaseModel):
     job_s: float = Field(gt=0, le=600)
     idle_s: float = Field(gt=0, le=600)
     load_s: float = Field(ge=1.5, le=600)
+    budget_s: float | None = Field(default=None, gt=0)
     sections: tuple[str, ...] = SECTIONS
 
 
-QUICK = Scale(name="quick", rounds=6, fault_rounds=2, job_s=0.8, idle_s=1.0, load_s=1.5)
+QUICK = Scale(name="quick", rounds=6, fault_rounds=2, job_s=0.8, idle_s=1.0, load_s=1.5, budget_s=540)
 FULL = Scale(name="full", rounds=12, fault_rounds=8, job_s=4.0, idle_s=5.0, load_s=4.0)
 SCALES = {scale.name: scale for scale in (QUICK, FULL)}
+
+
+def find_budget(base: Scale, *, changed: bool) -> float | None:
+    """A scale's time when nobody names one: who asks for other rounds or jobs gets all of them."""
+    return None if changed else base.budget_s
 
 
 class StorageJob(NamedTuple):
@@ -79,19 +88,25 @@ NETWORK_JOBS = (
 
 # section → its measures in their order, and about how long each takes in seconds beyond a job's own time
 _MEASURES: dict[str, tuple[tuple[str, float], ...]] = {
-    "start": (("boot", 5.0),),
-    "resources": (("idle", 1.0),),
-    "storage": tuple((f"storage.{job.name}", 1.2) for job in STORAGE_JOBS),
-    "network": (("network.prepare", 2.0), *((f"network.{job.name}", 0.8) for job in NETWORK_JOBS),
-                ("network.round_trip", 0.7)),
+    "start": (("boot", 3.4),),
+    "resources": (("idle", 0.7),),
+    "storage": tuple((f"storage.{job.name}", 1.4) for job in STORAGE_JOBS),
+    "network": (("network.prepare", 0.3), *((f"network.{job.name}", 0.3) for job in NETWORK_JOBS),
+                ("network.round_trip", 0.2)),
     "processor": (("processor", 0.2),),
-    "updates": (("quiet", 2.0), ("update.driver", 3.0), ("update.design", 3.0)),
-    "faults": (("fault.storage_driver", 6.0), ("fault.network_driver", 6.0), ("fault.vmm", 8.0)),
+    "updates": (("quiet", 1.8), ("update.driver", 2.0), ("update.design", 2.1)),
+    "faults": (("fault.storage_driver", 2.8), ("fault.network_driver", 1.9), ("fault.vmm", 4.0)),
 }  # fmt: skip
 _RARE = ("updates", "faults")
-_ONCE = (("authority", 1.0), ("code", 0.5))
+_ONCE = (("authority", 0.1), ("code", 0.1))
 SERVICE_FAULT = "fault.service"
-_SERVICE_S = 8.0
+_SERVICE_S = 4.0
+_SECTION_OF = {
+    **{name: section for section, measures in _MEASURES.items() for name, _ in measures},
+    **{name: "resources" for name, _ in _ONCE},
+    SERVICE_FAULT: "faults",
+}
+_RARE_MEASURES = {name for name, section in _SECTION_OF.items() if section in _RARE}
 
 
 class Step(NamedTuple):
@@ -118,6 +133,16 @@ def build_steps(scale: Scale) -> tuple[Step, ...]:
                 Step(number, SERVICE_FAULT, design, _SERVICE_S + scale.load_s) for design in order_of(number)
             ]
     return tuple(steps)
+
+
+def is_rare(step: Step) -> bool:
+    """Whether a step is one of a few tries, and not of a round's figures."""
+    return step.measure in _RARE_MEASURES
+
+
+def find_section(step: Step) -> str:
+    """The section that a step belongs to."""
+    return _SECTION_OF[step.measure]
 
 
 def order_of(number: int) -> tuple[Design, ...]:
@@ -154,17 +179,17 @@ class Estimate:
         """A step of this measure has taken so long."""
         self._took.setdefault(measure, []).append(seconds)
 
-    def left_s(self, steps: Collection[Step]) -> float:
-        """Seconds for these steps; what was never done yet is as slow as usual, or as the rest was."""
-        pace = self._pace(steps)
+    def left_s(self, steps: Collection[Step], pace: float | None = None) -> float:
+        """Seconds for these steps; what was never done yet takes as long as usual, times ``pace``."""
+        pace = self.find_pace(steps) if pace is None else pace
         return sum(self._mean(step.measure) or step.usual_s * pace for step in steps)
 
-    def _mean(self, measure: str) -> float | None:
-        took = self._took.get(measure)
-        return sum(took) / len(took) if took else None
-
-    def _pace(self, steps: Collection[Step]) -> float:
+    def find_pace(self, steps: Collection[Step]) -> float:
         """How much slower than usual this machine was at what is known of both."""
         usual = {step.measure: step.usual_s for step in steps}
         known = [(self._mean(name) or 0.0, usual[name]) for name in self._took if name in usual]
         return sum(mean for mean, _ in known) / sum(each for _, each in known) if known else 1.0
+
+    def _mean(self, measure: str) -> float | None:
+        took = self._took.get(measure)
+        return sum(took) / len(took) if took else None

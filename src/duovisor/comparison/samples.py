@@ -6,6 +6,8 @@ done, written at its end. A line that an interruption cut off is not there: its 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from duovisor.comparison.plan import Scale
 from duovisor.spec.vm import Design
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from duovisor.comparison.plan import Step
@@ -38,11 +41,12 @@ class Header(BaseModel):
 
 
 class Outcome(StrEnum):
-    """How a step ended."""
+    """How a step ended; ``CUT``: it was left out, or broken off, because the time was up."""
 
     DONE = "done"
     FAILED = "failed"
     SKIPPED = "skipped"
+    CUT = "cut"
 
 
 class Record(BaseModel):
@@ -90,6 +94,29 @@ class SampleStore:
             os.fsync(file.fileno())
         self.records.append(record)
         self._done.add(record.key)
+
+
+@contextlib.contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    """Nobody else goes on with a folder's comparison meanwhile; the folder is made if there is none.
+
+    Raises ``ComparisonFolderError`` when somebody is at it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ComparisonFolderError(f"cannot use {folder}: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ComparisonFolderError(
+                f"another comparison is at work in {folder}", remedy="wait for its end, or name a new folder"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def open_store(folder: Path, header: Header) -> SampleStore:

@@ -61,6 +61,12 @@ def test_a_machine_that_is_slower_than_usual_is_expected_to_stay_so() -> None:
 
 def test_the_command_that_repeats_it() -> None:
     assert build_command(QUICK) == "duovisor compare --quick"
+    assert build_command(FULL.model_copy(update={"budget_s": 1800})) == "duovisor compare --full --minutes 30"
+    assert (
+        build_command(QUICK.model_copy(update={"budget_s": 90})) == "duovisor compare --quick --minutes 1.5"
+    )
+    many = QUICK.model_copy(update={"rounds": 9})  # whoever names the rounds must name this, too
+    assert build_command(many) == "duovisor compare --quick --rounds 9 --minutes 9"
     changed = FULL.model_copy(update={"rounds": 3, "job_s": 2.5, "sections": ("storage", "network")})
     assert build_command(changed) == (
         "duovisor compare --full --rounds 3 --seconds 2.5 --only storage --only network"

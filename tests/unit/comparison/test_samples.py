@@ -10,7 +10,7 @@ from tests.unit.comparison.synthetic import build_host, build_record
 
 from duovisor.comparison.errors import ComparisonFolderError
 from duovisor.comparison.plan import FULL, QUICK, build_steps
-from duovisor.comparison.samples import HEADER, SAMPLES, Header, load_store, open_store
+from duovisor.comparison.samples import HEADER, SAMPLES, Header, holding, load_store, open_store
 from duovisor.spec.vm import Accelerator
 
 if TYPE_CHECKING:
@@ -96,3 +96,22 @@ def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ComparisonFolderError, match="cannot use"):
         open_store(tmp_path / "file", HERE)
+
+
+def test_two_comparisons_in_one_folder_at_once(tmp_path: Path) -> None:
+    with holding(tmp_path / "new"):
+        with (
+            pytest.raises(ComparisonFolderError, match="another comparison is at work"),
+            holding(tmp_path / "new"),
+        ):
+            pass
+        with holding(tmp_path / "other"):
+            pass
+    with holding(tmp_path / "new"):
+        assert open_store(tmp_path / "new", HERE).records == []
+
+
+def test_a_file_cannot_be_held(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ComparisonFolderError, match="cannot use"), holding(tmp_path / "file"):
+        pass

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from duovisor.comparison.report.quantities import MAIN
 from duovisor.comparison.report.sentences import is_busy
-from duovisor.comparison.report.wording import count, format_duration
+from duovisor.comparison.report.wording import count, format_duration, join
 from duovisor.comparison.statistics import SAMPLES_MIN, SIGNIFICANT_P, TEST_NAME
 from duovisor.spec.vm import Accelerator
 
@@ -31,13 +31,15 @@ HONESTY = (
 
 def list_limits(result: Result) -> list[str]:
     """The limits of this run."""
-    host, scale = result.header.host, result.header.scale
+    host = result.header.host
     said = [_describe_accelerator(result)]
     if not result.is_complete:
         said.append(
             f"It is not finished: {result.steps_done} of {result.steps_total} steps are done. The same "
             "command with the same --output goes on with it."
         )
+    if result.is_cut:
+        said.append(_describe_cut(result))
     if host.cpus < 4:
         said.append(
             f"The machine has {count(host.cpus, 'processor')}: guest, drivers and the programs that "
@@ -56,10 +58,14 @@ def list_limits(result: Result) -> list[str]:
             "few samples."
         )
     said.append(
-        f"{count(scale.rounds, 'round')}, {format_duration(result.took_s)} in all. Each difference was "
+        f"{count(result.rounds_done, 'round')}, {format_duration(result.took_s)} in all. Each difference was "
         f"tested with the {TEST_NAME} (two-sided; p adjusted after Benjamini and Hochberg; shown if p ≤ "
         f"{SIGNIFICANT_P:g}). "
-        + (f"With fewer than {SAMPLES_MIN} samples nothing is tested." if scale.rounds < SAMPLES_MIN else "")
+        + (
+            f"With fewer than {SAMPLES_MIN} samples nothing is tested."
+            if result.rounds_done < SAMPLES_MIN
+            else ""
+        )
     )
     return [sentence.strip() for sentence in said]
 
@@ -74,6 +80,19 @@ def _describe_accelerator(result: Result) -> str:
             "KVM are others; repeat it there."
         )
     return f"Guests ran on KVM: {host.accelerator_reason}."
+
+
+def _describe_cut(result: Result) -> str:
+    scale = result.header.scale
+    made = [f"{result.rounds_done} of {count(scale.rounds, 'round')} of figures"]
+    if {"updates", "faults"} & set(scale.sections):
+        made.append(
+            f"{result.tries_done} of {count(scale.fault_rounds, 'try', 'tries')} of each failure and update"
+        )
+    return (
+        f"It had {format_duration(scale.budget_s or 0.0)}, which was not enough on this machine: it made "
+        f"{join(made)}. --minutes gives it more."
+    )
 
 
 def _find_spread(result: Result) -> float:

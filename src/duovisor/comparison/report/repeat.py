@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from duovisor.comparison.plan import SCALES, SECTIONS
+from duovisor.comparison.plan import SCALES, SECTIONS, find_budget
 
 if TYPE_CHECKING:
     from duovisor.comparison.plan import Scale
@@ -18,6 +18,8 @@ def build_command(scale: Scale) -> str:
         words.append(f"--rounds {scale.rounds}")
     if scale.job_s != base.job_s:
         words.append(f"--seconds {scale.job_s:g}")
+    if scale.budget_s is not None and scale.budget_s != find_budget(base, changed=len(words) > 2):
+        words.append(f"--minutes {scale.budget_s / 60:g}")
     if scale.sections != SECTIONS:
         words += [f"--only {section}" for section in scale.sections]
     if scale.image != base.image:

@@ -6,7 +6,7 @@ import statistics
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from duovisor.comparison.plan import build_steps
+from duovisor.comparison.plan import build_steps, is_rare
 from duovisor.comparison.report.events import EVENTS, EventRow, build_event
 from duovisor.comparison.report.quantities import QUANTITIES, Quantity
 from duovisor.comparison.samples import Outcome
@@ -42,7 +42,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """A comparison, whole or as far as it came."""
+    """A comparison, whole or as far as it came.
+
+    ``rounds_done``: of figures, ``tries_done``: of failures and updates; ``is_cut``: its time was up before
+    all was done.
+    """
 
     header: Header
     rows: tuple[Row, ...]
@@ -53,6 +57,9 @@ class Result:
     quiet_ms: dict[Design, float]
     failures: tuple[Record, ...]
     skipped: tuple[tuple[str, str], ...]
+    rounds_done: int
+    tries_done: int
+    is_cut: bool
     steps_done: int
     steps_total: int
     median_load: float
@@ -93,11 +100,21 @@ def build_result(store: SampleStore) -> Result:
         quiet_ms=_find_quiet(done),
         failures=tuple(record for record in store.records if record.outcome is Outcome.FAILED),
         skipped=tuple(sorted(skipped)),
+        rounds_done=_count_rounds(store, rare=False),
+        tries_done=_count_rounds(store, rare=True),
+        is_cut=any(record.outcome is Outcome.CUT for record in store.records),
         steps_done=sum(store.has(step) for step in steps),
         steps_total=len(steps),
         median_load=loads[len(loads) // 2] if loads else 0.0,
         took_s=sum(record.seconds for record in store.records),
     )
+
+
+def _count_rounds(store: SampleStore, *, rare: bool) -> int:
+    """How many rounds of figures were made, or tries of what is rare; begun is enough."""
+    made = {record.key for record in store.records if record.outcome is not Outcome.CUT}
+    steps = (step for step in build_steps(store.header.scale) if is_rare(step) is rare)
+    return len({step.round for step in steps if step.key in made})
 
 
 def _build_rows(done: Iterable[Record]) -> list[Row]:
