@@ -18,6 +18,7 @@ from duovisor.comparison.report.plots import build_plots
 from duovisor.comparison.report.quantities import QUANTITIES
 from duovisor.comparison.report.result import Result, build_result
 from duovisor.comparison.report.sentences import judge_control, state, summarize_result, tell_event
+from duovisor.comparison.report.wording import format_span
 from duovisor.comparison.report.writing import write_report
 from duovisor.comparison.samples import Outcome
 from duovisor.spec.vm import Accelerator
@@ -25,7 +26,7 @@ from duovisor.spec.vm import Accelerator
 if TYPE_CHECKING:
     from pathlib import Path
 
-PICTURES = 22  # a chart for each entry of report/plots.py, and two figures
+PICTURES = 23  # a chart for each entry of report/plots.py, and two figures
 SVG = re.compile(r"<svg .*?</svg>", re.DOTALL)
 
 
@@ -111,6 +112,57 @@ def test_what_failures_did(tmp_path: Path) -> None:
     assert told["fault.storage_driver"].endswith("lost: nothing.")
     assert told["fault.vmm"].count("the guest died each time") == 2
     assert told["fault.service"].count("the guest went on each time") == 2
+    assert re.search(
+        r"booted again, it was up 4\.\d+ s \(4\.\d+ … 4\.\d+ s\) after", told["fault.storage_driver"]
+    )
+    assert told["fault.service"].count("the service was back after 2.") == 2
+    assert "by its own clock" in told["update.driver"]
+
+
+def test_the_summary_contrasts_failures_and_updates_and_names_the_emulation(tmp_path: Path) -> None:
+    said = summarize_result(build(tmp_path))
+    (storage,) = (line for line in said if line.startswith("When the storage driver fails"))
+    assert re.search(
+        r"monolithic, the guest died; microkernelized, the guest went on, its longest wait \d+\.\d ms "
+        r"\(1\d\.\d ms when nothing fails\)\.$", storage
+    )  # fmt: skip
+    assert "When the VMM is killed: in both designs the guest died." in said
+    assert "When the management service is killed: in both designs the guest went on." in said
+    (replaced,) = (line for line in said if line.startswith("When the storage driver is replaced"))
+    assert re.search(r"for 2\d\.\d ms monolithic and 2\d\.\d ms microkernelized\.$", replaced)
+    assert any("emulated processors (TCG)" in line for line in said)
+    host = build_host("10.0", Accelerator.KVM)
+    assert not any("TCG" in line for line in summarize_result(build(tmp_path, host=host)))
+
+
+def test_the_table_says_who_is_better_by_how_much_and_how_sure_that_is(tmp_path: Path) -> None:
+    page = build_page(build(tmp_path, factors={"boot.boot_s": 0.5}, noise=0.001))
+    boot = page.partition("boot to the guest&#x27;s signal</td>")[2].partition("</tr>")[0]
+    assert ">microkernelized</span>, 50&nbsp;% less" in boot
+    assert re.search(r'0\.50<span class="spread">0\.50 … 0\.50</span>', boot)
+    assert "p&nbsp;=&nbsp;0.0" in boot
+
+
+def test_how_far_off_a_ratio_may_be_is_among_the_limits(tmp_path: Path) -> None:
+    (noise,) = (line for line in list_limits(build(tmp_path, noise=0.1)) if line.startswith("Noise"))
+    middle, worst = map(int, re.findall(r"reaches (\d+) % .* at worst (\d+) %", noise)[0])
+    assert 3 <= middle < worst <= 40
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "unit", "said", "bare"),
+    [
+        (339.2, 452.1, "µs each", "339 … 452 µs each", "339 … 452"),
+        (854, 933, "/s", "854 … 933/s", "854 … 933"),
+        (0.5, 1.5, "s", "500 ms … 1.50 s", "500 ms … 1.50 s"),
+        (881, 1010, "µs", "881 µs … 1.01 ms", "881 µs … 1.01 ms"),
+        (24082, 30710, "IOPS", "24,082 … 30,710 IOPS", "24,082 … 30,710"),
+        (0, 0.5, "MiB", "0 … 0.5 MiB", "0 … 0.5"),
+    ],
+)
+def test_two_numbers_have_their_unit_once(low: float, high: float, unit: str, said: str, bare: str) -> None:
+    assert format_span(low, high, unit) == said
+    assert format_span(low, high, unit, bare=True) == bare
 
 
 def test_a_try_that_differed_from_the_others_is_told(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ _KINDS = (
     (stat.S_ISDIR, "folder"),
 )
 
+_NULL = os.makedev(1, 3)  # /dev/null
+
 
 async def measure_authority(context: Context, design: Design) -> Figures:
     """Facts alone: the VM's anatomy, and of each process descriptors, namespaces, capabilities, seccomp."""
@@ -73,12 +75,16 @@ def _count_descriptors(folder: Path) -> dict[str, int]:
     found: dict[str, int] = {}
     for link in (folder / "fd").iterdir():
         try:
-            target, mode = os.readlink(link), link.stat().st_mode
+            target, status = os.readlink(link), link.stat()
         except OSError:
             continue  # it was closed meanwhile
+        if stat.S_ISCHR(status.st_mode) and status.st_rdev == _NULL:
+            continue  # it leads nowhere
         kind = next(
-            (name for is_kind, name in _KINDS if is_kind(mode)),
+            (name for is_kind, name in _KINDS if is_kind(status.st_mode)),
             target.partition(":")[2].strip("[]") or "other",
         )
+        if target.startswith("/memfd:"):
+            kind = "memory file"
         found[kind] = found.get(kind, 0) + 1
     return dict(sorted(found.items()))

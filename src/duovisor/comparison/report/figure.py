@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 WIDTH = 500.0
 PAD, BOX_PAD, GAP = 12.0, 10.0, 8.0
 TITLE, LINE = 15.0, 12.0
+WAY = 20.0
 LAYERS = ("controlling", "hypervisor", "hardware")
 FILLS = {"controlling": "#e6f1f5", "hypervisor": "#efe8f6", "hardware": "#f6f1e2"}
 DRIVER, GOOD, WIDE = "#1f5f99", "#2b6e3f", "#a33a1d"
 SPARES = "spare"
 EXPLAINED = {
     "manager": "owns VMs: here this comparison, in daily use duovisord",
-    "vmm": "runs the guest's processors",
+    "vmm": "runs the guest: its processors, its memory",
 }
 
 
@@ -35,7 +36,7 @@ def draw_figure(result: Result, design: Design) -> Drawing | None:
     shapes: list[Shape] = [Text(PAD, 22, f"{str(design).capitalize()} design", 17, bold=True)]
     y = 34.0
     for layer in LAYERS:
-        y = _draw_layer(shapes, layer, _boxes_of(layer, facts, result), y)
+        y = _draw_layer(shapes, layer, _boxes_of(layer, facts, result), y, _find_way(layer, facts))
     told = "; ".join(
         f"{process['layer']} layer: {process['role']}"
         + (f" with drivers {', '.join(process['drivers'])}" if process["drivers"] else "")
@@ -45,6 +46,18 @@ def draw_figure(result: Result, design: Design) -> Drawing | None:
 
 
 Box = tuple[str, list[tuple[str, str]]]
+
+
+def _find_way(layer: str, facts: dict[str, Any]) -> str:
+    """What leads from a layer to the one below it."""
+    if layer == LAYERS[0]:
+        outside = any(each["drivers"] for each in facts["processes"] if each["layer"] == layer)
+        return (
+            "the channel: requests in the guest's memory, shared"
+            if outside
+            else "commands alone: start, stop, …"
+        )
+    return "system calls" if layer == LAYERS[1] else ""
 
 
 def _boxes_of(layer: str, facts: dict[str, Any], result: Result) -> list[Box]:
@@ -104,7 +117,7 @@ def shorten_access(access: str) -> str:
     return f"image {path.rsplit('/', 1)[-1]} ({mode}"
 
 
-def _draw_layer(shapes: list[Shape], layer: str, boxes: list[Box], top: float) -> float:
+def _draw_layer(shapes: list[Shape], layer: str, boxes: list[Box], top: float, way: str) -> float:
     inner = WIDTH - 2 * PAD
     heights = [_measure_box(box, inner - 2 * BOX_PAD) for box in boxes]
     height = 26 + sum(heights) + GAP * len(boxes) + 4
@@ -114,9 +127,12 @@ def _draw_layer(shapes: list[Shape], layer: str, boxes: list[Box], top: float) -
     for box, box_height in zip(boxes, heights, strict=True):
         _draw_box(shapes, box, y, box_height)
         y += box_height + GAP
-    if layer != LAYERS[-1]:
-        shapes.append(Line(WIDTH / 2, top + height, WIDTH / 2, top + height + 6, MUTED, 2))
-    return top + height + (6 if layer != LAYERS[-1] else 2)
+    if not way:
+        return top + height + 2
+    bottom = top + height
+    shapes.append(Line(PAD + 24, bottom, PAD + 24, bottom + WAY, MUTED, 2))
+    shapes.append(Text(PAD + 34, bottom + WAY - 6, way, 11.5, fill=MUTED))
+    return bottom + WAY
 
 
 def _measure_box(box: Box, width: float) -> float:

@@ -54,8 +54,8 @@ def list_limits(result: Result) -> list[str]:
     if spread := _find_spread(result):
         said.append(
             f"Noise: half of the samples of a quantity lie within {spread * 100:.0f} % of its median (the "
-            "median of all quantities). A difference that is smaller than the noise is not seen with so "
-            "few samples."
+            f"median of all quantities).{_describe_intervals(result)} A difference that is smaller than the "
+            "noise is not seen with so few samples: where none could be shown, there may be one."
         )
     said.append(
         f"{count(result.rounds_done, 'round')}, {format_duration(result.took_s)} in all. Each difference was "
@@ -92,6 +92,27 @@ def _describe_cut(result: Result) -> str:
     return (
         f"It had {format_duration(scale.budget_s or 0.0)}, which was not enough on this machine: it made "
         f"{join(made)}. --minutes gives it more."
+    )
+
+
+def _describe_intervals(result: Result) -> str:
+    """How far the ratios may be off: half of the width of their intervals."""
+    halves = {
+        row.quantity.title: (row.comparison.ratio_high - row.comparison.ratio_low) / 2 / row.comparison.ratio
+        for row in result.rows
+        if row.quantity.family == MAIN
+        and row.comparison.ratio
+        and row.comparison.ratio_low is not None
+        and row.comparison.ratio_high is not None
+    }
+    if not halves:
+        return ""
+    worst = max(halves, key=lambda title: halves[title])
+    half = statistics.median(halves.values())
+    return (
+        " The 95 % interval of a ratio (by resampling; rough, with so few samples) reaches "
+        f"{half * 100:.0f} % to either side, in the middle of all, and at worst {halves[worst] * 100:.0f} % "
+        f"({worst})."
     )
 
 

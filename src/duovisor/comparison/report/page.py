@@ -43,8 +43,9 @@ def build_page(result: Result) -> str:
         _paragraphs("summary", summarize_result(result)),
         _build_introduction(result),
         "<h2>The figures</h2>",
-        '<p class="small">Medians, and below them the middle half of the samples. The last column says '
-        "whether the difference is larger than the noise; the limits below tell of the test.</p>",
+        '<p class="small">Medians, and below them the middle half of the samples. The ratio is '
+        "microkernelized ÷ monolithic, with its 95 % interval. A design is called better where the "
+        "difference is larger than the noise; the limits below tell of the test.</p>",
         build_table(result.rows_of("start") + result.rows_of("resources") + _main_rows(result)),
         *(_build_section(section, plots.get(section.key, []), result) for section in build_sections(result)),
         build_authority(result),
@@ -116,6 +117,12 @@ def _build_section(section: Section, drawings: list[Drawing], result: Result) ->
     return "\n".join(parts)
 
 
+def _describe_user(result: Result) -> str:
+    if result.header.host.is_root:
+        return "As root: networks of its own and faults of network drivers need it."
+    return "This run was not root's: as root, networks are measured too."
+
+
 def _build_appendix(result: Result) -> str:
     """What most readers do not need: the numbers behind the charts."""
     parts = []
@@ -145,7 +152,8 @@ def _list(sentences: Iterable[str]) -> str:
 
 def _build_repeat(result: Result) -> str:
     return (
-        f"<h2>How to repeat it</h2><pre>{escape(build_command(result.header.scale))}</pre><p>Every sample "
+        f"<h2>How to repeat it</h2><pre>{escape(build_command(result.header.scale))}</pre>"
+        f"<p>{_describe_user(result)} Leave the machine alone meanwhile.</p><p>Every sample "
         "is in <code>samples.jsonl</code> beside this file, all figures are in <code>report.json</code>. "
-        "The same command with <code>--output</code> and this folder writes the report anew.</p>"
+        "<code>duovisor compare --output</code> and this folder write the report anew.</p>"
     )

@@ -41,10 +41,13 @@ def build_plots(result: Result) -> dict[str, list[Drawing]]:
     storage += [_latencies(result, job.name) for job in STORAGE_JOBS if job.depth in (1, 32)]
     trip = [f"network.round_trip.{value}" for value in ("round_trip_us", "round_trip_p99_us")]
     found = {
-        "start": [_bars(result, "start", "Start of a VM", "s", ["boot.vmm_start_s", "boot.boot_s"])],
+        "start": [
+            _bars(result, "start", "Start of the VMM", "s", ["boot.vmm_start_s"]),
+            _bars(result, "boot", "Boot of the guest", "s", ["boot.boot_s"]),
+        ],
         "resources": [
-            _stacks(result, "memory", "Memory of its processes, guest's excluded", "MiB", ["idle.pss_mib"]),
-            _stacks(result, "idle", "Processor time, idle", "ms/s", ["idle.idle_cpu_ms_per_s"]),
+            _stacks(result, "memory", "Memory of its processes, mean", "MiB", ["idle.pss_mib"]),
+            _stacks(result, "idle", "Processor time, idle, mean", "ms/s", ["idle.idle_cpu_ms_per_s"]),
         ],
         "storage": storage,
         "network": [
@@ -53,12 +56,14 @@ def build_plots(result: Result) -> dict[str, list[Drawing]]:
             _bars(result, "round-trip", "Round trip of a ping", "µs", trip),
         ],
         "cost": [
-            _stacks(result, "cost-storage", "Processor time of a request", "µs", _list_costs()),
-            _stacks(result, "cost-tcp", "Of a megabyte", "ms", [f"{each}.cpu_ms_per_mb" for each in network]),
-            _stacks(result, "cost-frames", "Of a frame", "µs", [f"{each}.cpu_us" for each in network]),
+            _stacks(result, "cost-storage", "Processor time of a request, mean", "µs", _list_costs()),
+            _stacks(
+                result, "cost-tcp", "Of a megabyte, mean", "ms", [f"{each}.cpu_ms_per_mb" for each in network]
+            ),
+            _stacks(result, "cost-frames", "Of a frame, mean", "µs", [f"{each}.cpu_us" for each in network]),
         ],
         "processor": [_bars(result, "control", "The control", "steps/s", ["processor.steps_per_s"])],
-        "faults": [_events(result, "faults", "Until all was as before", "s")],
+        "faults": [_events(result, "faults", "Until it was up or served again", "s")],
         "updates": [_events(result, "updates", "How long nobody served", "ms")],
     }
     return {section: [drawing for drawing in drawings if drawing] for section, drawings in found.items()}
@@ -74,18 +79,19 @@ def _bars(result: Result, name: str, title: str, unit: str, keys: Iterable[str])
 
 
 def _draw(name: str, title: str, unit: str, groups: list[Group]) -> Drawing:
-    """Bars; microseconds become milliseconds where there are many."""
-    if unit == "µs" and max(bar.value for group in groups for bar in group.bars) >= MANY_US:
-        groups = [group._replace(bars=tuple(_in_thousands(bar) for bar in group.bars)) for group in groups]
+    """Bars; microseconds become milliseconds where there are many, and so do parts of a second."""
+    most = max(bar.value for group in groups for bar in group.bars)
+    factor = 1e-3 if unit == "µs" and most >= MANY_US else 1e3 if unit == "s" and most < 1 else 1.0
+    if factor != 1.0:
+        groups = [group._replace(bars=tuple(_scale(bar, factor) for bar in group.bars)) for group in groups]
         unit = "ms"
     return draw_bars(name, title, unit, groups)
 
 
-def _in_thousands(bar: Bar) -> Bar:
-    low, high = (None if edge is None else edge / 1e3 for edge in (bar.low, bar.high))
-    return bar._replace(
-        value=bar.value / 1e3, low=low, high=high, samples=tuple(sample / 1e3 for sample in bar.samples)
-    )
+def _scale(bar: Bar, factor: float) -> Bar:
+    low, high = (None if edge is None else edge * factor for edge in (bar.low, bar.high))
+    samples = tuple(sample * factor for sample in bar.samples)
+    return bar._replace(value=bar.value * factor, low=low, high=high, samples=samples)
 
 
 def _group(row: Row, label: str = "") -> Group:

@@ -38,7 +38,8 @@ _METHODS = {
     "resources": (
         "Memory and idling",
         "Proportional set size (PSS) of each process, without the pages of the guest's own memory, and "
-        "the processor time of all of them while the guest does nothing.",
+        "the processor time of all of them while the guest does nothing. The "
+        "charts are means, for means add up; the tables are medians.",
     ),
     "storage": (
         "Storage",
@@ -52,7 +53,7 @@ _METHODS = {
     "cost": (
         "Where the cost sits",
         "Processor time of each process while a job runs, for one request, frame or megabyte. The VMM's "
-        "part includes the guest's own work.",
+        "part includes the guest's own work. The charts are means, the tables medians.",
     ),
     "processor": ("The control", "A loop of the guest's shell, which no driver takes part in."),
     "faults": (
@@ -60,13 +61,15 @@ _METHODS = {
         "A driver fault is SIGSEGV, what a wild pointer raises, sent to the thread that runs the driver: "
         "a thread of QEMU in the monolithic design, the driver's own process in the other. Meanwhile the "
         "guest reads, and writes blocks with checksums that it reads back. A guest that died is booted "
-        "again at once; nothing does so by itself.",
+        "again at once; nothing does so by itself. So few tries are not tested: "
+        "what was seen is told, the middle one (the least to the most).",
     ),
     "updates": (
         "What an update does",
         "Under the same load: the storage driver is replaced by what is installed now (in the monolithic "
-        "design it is a part of the VMM, so the VMM is), and the VM changes its design. A VM that gets "
-        "another VMM stands still meanwhile, and its clocks with it: its own longest wait may be shorter.",
+        "design it is a part of the VMM, so the VMM is), and the VM changes its design from the one that is "
+        "named. A VM that gets another VMM stands still meanwhile, and its clocks with it: its own longest "
+        "wait may be shorter.",
     ),
 }
 _ROWS = {

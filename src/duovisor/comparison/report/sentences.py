@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 
 from duovisor.comparison.report.quantities import MAIN
 from duovisor.comparison.report.result import MICRO, MONO
-from duovisor.comparison.report.wording import count, format_p, format_value, join
+from duovisor.comparison.report.wording import count, format_p, format_span, format_value, join
 from duovisor.comparison.statistics import SAMPLES_MIN, TEST_NAME, Verdict
-from duovisor.spec.vm import Design
+from duovisor.spec.vm import Accelerator, Design
 
 if TYPE_CHECKING:
-    from duovisor.comparison.report.events import EventRow, Seen
+    from duovisor.comparison.report.events import EventRow, Seen, Span
     from duovisor.comparison.report.result import Result, Row
+
+SERVICE = "fault.service"
 
 
 def state(row: Row) -> str:
@@ -102,9 +104,12 @@ def judge_control(result: Result) -> str:
 
 def tell_event(row: EventRow) -> str:
     """One kind of failure or update, design after design."""
-    return " ".join(
-        f"{str(design).capitalize()}: {_tell_seen(row, seen)}" for design, seen in row.seen.items()
-    )
+    return " ".join(tell_designs(row))
+
+
+def tell_designs(row: EventRow) -> list[str]:
+    """A sentence for each design."""
+    return [f"{str(design).capitalize()}: {_tell_seen(row, seen)}" for design, seen in row.seen.items()]
 
 
 def _tell_seen(row: EventRow, seen: Seen) -> str:
@@ -116,8 +121,10 @@ def _tell_seen(row: EventRow, seen: Seen) -> str:
     if died:
         times = "each time" if not lived else f"{died} of {seen.tries} times"
         said.append(f"the guest died {times} ({count(seen.tries, 'try', 'tries')})")
-    if seen.normal_s and row.section == "faults":
-        said.append(f"all was as before after {format_value(seen.normal_s.median, 's')}")
+    if died and seen.normal_s:
+        said.append(f"booted again, it was up {_tell_span(seen.normal_s, 's')} after the fault")
+    elif row.measure == SERVICE and seen.normal_s:
+        said.append(f"the service was back after {_tell_span(seen.normal_s, 's')}")
     if seen.pings_lost and seen.pings_lost.most:
         said.append(f"{seen.pings_lost.median:.0f} pings were lost")
     lost = []
@@ -135,9 +142,19 @@ def _tell_seen(row: EventRow, seen: Seen) -> str:
 def _tell_wait(seen: Seen) -> str:
     """How long it had to wait; a VM whose VMM is replaced stands still, and its clocks with it."""
     if seen.pause_ms:
-        wait = f", by its own clock {format_value(seen.wait_ms.median, 'ms')}" if seen.wait_ms else ""
-        return f"; nobody served it for {format_value(seen.pause_ms.median, 'ms')}{wait} at the longest"
-    return f", its longest wait {format_value(seen.wait_ms.median, 'ms')}" if seen.wait_ms else ""
+        wait = (
+            f"; its longest wait, by its own clock, {_tell_span(seen.wait_ms, 'ms')}" if seen.wait_ms else ""
+        )
+        return f"; nobody served it for {_tell_span(seen.pause_ms, 'ms')}{wait}"
+    return f", its longest wait {_tell_span(seen.wait_ms, 'ms')}" if seen.wait_ms else ""
+
+
+def _tell_span(span: Span, unit: str) -> str:
+    """The median, and the least and most where they are not the same."""
+    median = format_value(span.median, unit)
+    if format_value(span.least, unit) == format_value(span.most, unit):
+        return median
+    return f"{median} ({format_span(span.least, span.most, unit)})"
 
 
 def summarize_result(result: Result) -> list[str]:
@@ -147,11 +164,12 @@ def summarize_result(result: Result) -> list[str]:
         judge_rows(result.rows_of("network", MAIN), "the network"),
         judge_rows([*result.rows_of("start"), *result.rows_of("resources")], "start, memory and idling"),
     ]
-    for row in result.events:
-        if row.measure == "fault.storage_driver":
-            said.append(f"When the {row.title}: {_contrast(row)}")
-        elif row.measure == "fault.service" and all(s.survived == s.tries for s in row.seen.values()):
-            said.append("When the management service is killed, the guests of both designs go on.")
+    said += [
+        f"When the {row.title}: {_contrast(result, row)}" for row in result.events if row.section == "faults"
+    ]
+    said += [f"When the {row.title}: {_contrast_pauses(row)}" for row in result.events if _has_pauses(row)]
+    if result.header.host.accelerator is Accelerator.TCG and result.rows:
+        said.append("All this is of emulated processors (TCG): with KVM the figures are others.")
     if is_busy(result):
         said.append("The machine was busy with other work meanwhile: repeat it on a quiet one.")
     return [sentence for sentence in said if sentence]
@@ -162,13 +180,32 @@ def is_busy(result: Result) -> bool:
     return result.median_load > result.header.host.cpus + 1
 
 
-def _contrast(row: EventRow) -> str:
-    words = []
-    for design, seen in row.seen.items():
-        if seen.survived == seen.tries and seen.wait_ms:
-            words.append(f"{design}, the guest waited {format_value(seen.wait_ms.median, 'ms')} and went on")
-        elif not seen.survived:
-            words.append(f"{design}, the guest died")
-        else:
-            words.append(f"{design}, the guest died in {seen.tries - seen.survived} of {seen.tries} tries")
-    return "; ".join(words) + "."
+def _contrast(result: Result, row: EventRow) -> str:
+    """What a failure was to each design's guest, in as few words as will do."""
+    words = {design: _tell_fate(row, seen, result.quiet_ms.get(design)) for design, seen in row.seen.items()}
+    if len(words) == len(Design) and len(set(words.values())) == 1:
+        return f"in both designs {next(iter(words.values()))}."
+    return "; ".join(f"{design}, {said}" for design, said in words.items()) + "."
+
+
+def _tell_fate(row: EventRow, seen: Seen, quiet_ms: float | None) -> str:
+    if not seen.survived:
+        return "the guest died"
+    if seen.survived < seen.tries:
+        return f"the guest died in {seen.tries - seen.survived} of {seen.tries} tries"
+    if seen.wait_ms is None or row.measure == SERVICE:
+        return "the guest went on"
+    wait = f"the guest went on, its longest wait {format_value(seen.wait_ms.median, 'ms')}"
+    if row.measure == "fault.storage_driver" and quiet_ms is not None:
+        wait += f" ({format_value(quiet_ms, 'ms')} when nothing fails)"
+    return wait
+
+
+def _has_pauses(row: EventRow) -> bool:
+    return row.section == "updates" and all(seen.pause_ms for seen in row.seen.values())
+
+
+def _contrast_pauses(row: EventRow) -> str:
+    told = [f"{format_value(seen.pause_ms.median, 'ms')} {design}"
+            for design, seen in row.seen.items() if seen.pause_ms]  # fmt: skip
+    return f"nobody serves the guest for {join(told)}."

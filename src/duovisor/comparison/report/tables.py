@@ -6,23 +6,29 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from duovisor.comparison.report.figure import join_spares, shorten_access
-from duovisor.comparison.report.sentences import state
-from duovisor.comparison.report.wording import format_p, format_span, format_value
+from duovisor.comparison.report.sentences import SERVICE, describe_margin, state
+from duovisor.comparison.report.wording import count, format_p, format_span, format_value
 from duovisor.comparison.statistics import Verdict
 from duovisor.spec.vm import Design
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from duovisor.comparison.report.events import Seen
+    from duovisor.comparison.report.events import EventRow, Seen, Span
     from duovisor.comparison.report.result import Result, Row
+    from duovisor.comparison.statistics import Comparison
 
 _CLASS = {Design.MONOLITHIC: "mono", Design.MICROKERNELIZED: "micro"}
+
+PYTHON_PARTS = {
+    "driver partition": "each driver: Python of the channel and all drivers, at most",
+    "controlling layer": "manager: Python of everything else",
+}
 
 
 def build_table(rows: list[Row]) -> str:
     """Quantities with their medians, spreads and verdicts."""
-    head = ("", *(str(design) for design in Design), "ratio", "what can be said")
+    head = ("", *(str(design) for design in Design), "ratio", "better")
     classes = ("", "number", "number", "number ratio", "")
     lines = [_row("th", head, classes)]
     for row in rows:
@@ -30,19 +36,31 @@ def build_table(rows: list[Row]) -> str:
         cells = [escape(row.quantity.title)]
         for summary in (compared.first, compared.second):
             median = escape(format_value(summary.median, row.quantity.unit))
-            spread = escape(format_span(summary.low, summary.high, row.quantity.unit))
+            spread = escape(format_span(summary.low, summary.high, row.quantity.unit, bare=True))
             cells.append(f'{median}<span class="spread">{spread}</span>')
-        cells.append("" if compared.ratio is None else f"{compared.ratio:.2f}")
+        cells.append(_tell_ratio(compared))
         cells.append(_tell_verdict(row))
         lines.append(_row("td", cells, classes))
     return _table(lines, ' class="figures"')
 
 
+def _tell_ratio(compared: Comparison) -> str:
+    if compared.ratio is None:
+        return ""
+    low, high = compared.ratio_low, compared.ratio_high
+    spread = "" if low is None or high is None else f'<span class="spread">{low:.2f} … {high:.2f}</span>'
+    return f"{compared.ratio:.2f}{spread}"
+
+
 def _tell_verdict(row: Row) -> str:
     compared = row.comparison
-    p = escape(f", {format_p(compared.adjusted_p)}") if compared.adjusted_p is not None else ""
+    p = ""
+    if compared.adjusted_p is not None:
+        p = f'<span class="spread">{escape(format_p(compared.adjusted_p)).replace(" ", "&nbsp;")}</span>'
     if row.winner is not None:
-        return f'<span class="{_CLASS[row.winner]}" title="{escape(state(row))}">{row.winner}</span>{p}'
+        margin = escape(describe_margin(row)).replace(" %", "&nbsp;%")
+        name = f'<span class="{_CLASS[row.winner]}" title="{escape(state(row))}">{row.winner}</span>'
+        return f"{name}, {margin}{p}"
     if compared.verdict is Verdict.DIFFERENT:
         return f"differs, and should not{p}"
     return f'<span class="open">{compared.verdict}</span>{p}'
@@ -52,6 +70,14 @@ def _row(tag: str, cells: Iterable[str], classes: Iterable[str]) -> str:
     inside = "".join(
         f'<{tag} class="{kind}">{cell}</{tag}>' if kind else f"<{tag}>{cell}</{tag}>"
         for cell, kind in zip(cells, classes, strict=True)
+    )
+    return f"<tr>{inside}</tr>"
+
+
+def _labelled(cells: Iterable[str], titles: Iterable[str]) -> str:
+    """A row whose cells know their column's title, for a phone, where they stand one below the other."""
+    inside = "".join(
+        f'<td data-title="{escape(title)}">{cell}</td>' for cell, title in zip(cells, titles, strict=True)
     )
     return f"<tr>{inside}</tr>"
 
@@ -68,7 +94,7 @@ def _table(lines: list[str], kind: str = "") -> str:
 
 def build_events(result: Result, section: str) -> str:
     """What happened at failures, or at updates."""
-    after = "as before after" if section == "faults" else "not served for"
+    after = "up or back after" if section == "faults" else "not served for"
     titles = ("", "design", "the guest", "longest wait", after, "lost")
     lines = [_row("th", titles, [""] * len(titles))]
     for row in result.events:
@@ -77,23 +103,31 @@ def build_events(result: Result, section: str) -> str:
         for index, (design, seen) in enumerate(row.seen.items()):
             title = escape(row.title) if index == 0 else ""
             done = f'{design}<span class="spread">{escape(seen.how)}</span>'
-            cells = [title, done, *_event_cells(section, seen)]
-            lines.append(_row("td", cells, [""] * len(cells)))
-    return _table(lines)
+            cells = [title, done, *_event_cells(row, seen)]
+            lines.append(_labelled(cells, titles))
+    return _table(lines, ' class="cards"')
 
 
-def _event_cells(section: str, seen: Seen) -> list[str]:
+def _event_cells(row: EventRow, seen: Seen) -> list[str]:
     died = seen.tries - seen.survived
     fate = "went on" if not died else "died" if not seen.survived else f"died in {died}"
     lost = ["guest memory"] if died else []
     lost += [f"flushed writes ({seen.lost_flushed})"] if seen.lost_flushed else []
     lost += [f"errors in the guest ({seen.damaged})"] if seen.damaged else []
-    span = seen.normal_s if section == "faults" else seen.pause_ms
-    after = format_value(span.median, "s" if section == "faults" else "ms") if span else "–"
-    wait = format_value(seen.wait_ms.median, "ms") if seen.wait_ms else "–"
+    after = _tell_seen(seen.normal_s, "s") if row.section == "faults" else _tell_seen(seen.pause_ms, "ms")
+    if row.section == "faults" and not died and row.measure != SERVICE:
+        after = "after that wait"
     tries = f" ({seen.tries} of {seen.tries})" if died in (0, seen.tries) else f" of {seen.tries}"
     said = f'<span class="spread">{escape(seen.said)}</span>' if seen.said else ""
-    return [fate + tries + said, wait, after, ", ".join(lost) or "nothing"]
+    return [fate + tries + said, _tell_seen(seen.wait_ms, "ms"), after, ", ".join(lost) or "nothing"]
+
+
+def _tell_seen(span: Span | None, unit: str) -> str:
+    """The median, and below it the least and most."""
+    if span is None:
+        return "–"
+    spread = escape(format_span(span.least, span.most, unit, bare=True))
+    return f'{format_value(span.median, unit)}<span class="spread">{spread}</span>'
 
 
 def build_authority(result: Result) -> str:
@@ -103,7 +137,7 @@ def build_authority(result: Result) -> str:
     titles = (
         "process",
         "holds",
-        "namespaces of its own",
+        "own namespaces",
         "capabilities",
         "system call filter",
         "descriptors",
@@ -112,27 +146,30 @@ def build_authority(result: Result) -> str:
     for design, facts in result.authority.items():
         lines.append(f'<tr class="section"><th colspan="6">{design}</th></tr>')
         for same in join_spares(facts["processes"]).values():
-            lines.append(_row("td", _authority_cells(same[0], spares=len(same) - 1), [""] * 6))
+            lines.append(_labelled(_authority_cells(same[0], spares=len(same) - 1), titles))
     return (
         "<h2>What each process may reach</h2><p>As the kernel tells it of the running processes. The "
         "manager is this comparison; in daily use it is duovisord, which owns the VMs of a host in both "
-        "designs.</p>" + _table(lines)
+        "designs. The monolithic VMM runs as who started it, confined by QEMU's own filter alone; libvirt, "
+        "for one, gives it a user and a security label. But what its drivers need, it must hold.</p>"
+        + _table(lines, ' class="cards"')
     )
 
 
 def _authority_cells(process: dict[str, Any], *, spares: int) -> list[str]:
     authority = process.get("authority") or {}
     held = ", ".join(map(shorten_access, process["host_access"])) or "nothing"
-    role = f"{process['layer']}: {process['role']}"
+    role = "VMM" if process["role"] == "vmm" else process["role"]
     if process["drivers"] and process["layer"] == "controlling":
         role += f" of {', '.join(process['drivers'])}" + (", and its spare" if spares else "")
+    role = f'{escape(role)}<span class="spread">{escape(process["layer"])} layer</span>'
     if not authority:
-        return [escape(role), escape(held), "?", "?", "?", "?"]
-    kinds = ", ".join(f"{number} {kind}" for kind, number in authority["descriptors"].items())
+        return [role, escape(held), "?", "?", "?", "?"]
+    kinds = ", ".join(count(number, kind) for kind, number in authority["descriptors"].items())
     return [
-        escape(role),
+        role,
         escape(held),
-        escape(", ".join(authority["own_namespaces"]) or "none: the host's"),
+        escape(", ".join(authority["own_namespaces"]) or "none but the host's"),
         str(authority["capabilities"]),
         "yes" if authority["seccomp_filters"] else "no",
         escape(kinds),
@@ -143,22 +180,27 @@ def build_code(result: Result) -> str:
     """How much code each process has; empty when nobody counted."""
     if not result.code:
         return ""
-    values = next(iter(result.code.values()))
-    lines = [_row("th", ("machine code mapped, MiB", *map(str, Design)), ["", "number", "number"])]
+    classes = ["", "number", "number"]
+    lines = [_row("th", ("", *map(str, Design)), classes)]
     roles = sorted({name for each in result.code.values() for name in each if name.startswith("code_mib:")})
     for role in reversed(roles):
-        cells = [escape(role.partition(":")[2])]
-        for design in Design:
-            value = result.code.get(design, {}).get(role)
-            cells.append("–" if value is None else f"{value:.1f}")
-        lines.append(_row("td", cells, ["", "number", "number"]))
-    partition = values.get("python_lines:driver partition", 0)
-    rest = values.get("python_lines:controlling layer", 0)
+        name = role.partition(":")[2].replace("vmm", "VMM")
+        cells = [_format_count(result.code.get(design, {}).get(role), "MiB") for design in Design]
+        lines.append(_row("td", [f"{escape(name)}: machine code mapped", *cells], classes))
+    for part, title in PYTHON_PARTS.items():
+        counts = [result.code.get(design, {}).get(f"python_lines:{part}") for design in Design]
+        if part == "driver partition":
+            counts = [None, counts[-1]]  # the monolithic design has none
+        cells = [_format_count(each, "lines") for each in counts]
+        lines.append(_row("td", [title, *cells], classes))
     return (
         "<h2>How much code runs where</h2><p>Counted on what is installed here. Each process has its "
-        "program and libraries mapped. QEMU is one program with all of its device models in it, whether a "
-        "VM uses them or not: nobody can say from here how much of it a VM runs. A driver partition is an "
-        f"interpreter and at most {partition:,.0f} lines of Python (channel and all drivers). The "
-        "controlling "
-        f"layer besides is {rest:,.0f} lines, in both designs.</p>" + _table(lines)
+        "program and libraries mapped: of QEMU and of the interpreter that is machine code and not lines, "
+        "for programs are installed without their source. QEMU is one program with all of its device models "
+        "in it, whether a VM uses them or not, so nobody can say from here how much of it a VM runs. Lines "
+        "are Python of duovisor, without empty ones and comments.</p>" + _table(lines)
     )
+
+
+def _format_count(value: float | None, unit: str) -> str:
+    return "–" if value is None else format_value(value, unit)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from duovisor.comparison.report.limits import list_limits
 from duovisor.comparison.report.quantities import MAIN
-from duovisor.comparison.report.sentences import summarize_result, tell_event
+from duovisor.comparison.report.sentences import summarize_result, tell_designs
 from duovisor.comparison.report.wording import format_value
 from duovisor.comparison.statistics import Verdict
 from duovisor.spec.vm import Design
@@ -23,9 +23,9 @@ def show_result(console: Console, result: Result) -> None:
     """Print the figures, what happened at failures and updates, and the limits."""
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    for title in ("", "monolithic", "microkernelized", "ratio", "better"):
-        table.add_column(title, justify="left" if title in ("", "better") else "right")
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
+    for title in ("", "monolithic", "micro-\nkernelized", "ratio", "better"):
+        table.add_column(title, justify="left" if title in ("", "better") else "right", vertical="bottom")
     for row in result.rows:
         if row.quantity.family == MAIN:
             table.add_row(*_build_cells(row))
@@ -33,7 +33,8 @@ def show_result(console: Console, result: Result) -> None:
         console.print(table)
     for event in result.events:
         console.print(f"\n[bold]{event.title}[/]", highlight=False)
-        console.print(f"  {tell_event(event)}", highlight=False)
+        for sentence in tell_designs(event):
+            console.print(f"  {sentence}", highlight=False)
     console.print()
     for sentence in summarize_result(result):
         console.print(f"· {sentence[:1].upper()}{sentence[1:]}", highlight=False)

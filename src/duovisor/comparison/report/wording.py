@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from duovisor.spec.vm import Design
 
 SHORT = {Design.MONOLITHIC: "monolithic", Design.MICROKERNELIZED: "microkernelized"}
@@ -26,11 +28,19 @@ def format_value(value: float, unit: str) -> str:
     return f"{format_number(value)}{'' if unit.startswith('/') else ' '}{unit}"
 
 
-def format_span(low: float, high: float, unit: str) -> str:
-    """Two numbers with their unit, once if it is the same: ``3.1 … 3.4 s``."""
-    first, last = format_value(low, unit), format_value(high, unit)
-    number, _, suffix = first.rpartition(" ")
-    return f"{number} … {last}" if number and last.endswith(f" {suffix}") else f"{first} … {last}"
+def format_span(low: float, high: float, unit: str, *, bare: bool = False) -> str:
+    """Two numbers with their unit, once if it is the same: ``3.1 … 3.4 s``; not at all if it is ``bare``."""
+    (first, own), (last, same) = (_split(format_value(each, unit)) for each in (low, high))
+    if own != same:
+        return f"{first}{own} … {last}{same}"
+    return f"{first} … {last}{'' if bare else own}"
+
+
+def _split(value: str) -> tuple[str, str]:
+    """A number and its unit, with what is between them."""
+    number = re.match(r"[-0-9.,e]+", value)
+    end = number.end() if number else 0
+    return value[:end], value[end:]
 
 
 def format_p(p: float) -> str:
