@@ -50,12 +50,21 @@ def show(name: str, as_json: bool) -> None:
 @command.command()
 @click.argument("name")
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--kind", type=click.Choice(KINDS), default="directory", show_default=True)
+@click.option(
+    "--kind",
+    type=click.Choice(KINDS),
+    default="directory",
+    show_default=True,
+    help="What the folder lies on.",
+)
 @json_option
 def create(name: str, path: Path, kind: str, as_json: bool) -> None:
     """Make a pool of a folder, which is made too if it is missing.
 
-    Files that lie there already stay and are no volumes. lvm-thin and nfs are not supported yet.
+    Files that lie there already stay and are no volumes.
+
+    With --kind nfs the folder is on NFS, mounted hard, and exported with all_squash. Its volumes are used
+    only while it is mounted and its server answers, and by one host. lvm-thin is not supported.
     """
     document = {"name": name, "path": str(path.absolute()), "kind": kind}
     pool = connect().request("POST", "/v1/pools", document).document

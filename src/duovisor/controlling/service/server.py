@@ -39,7 +39,7 @@ from duovisor.controlling.service.sockets import (
 )
 from duovisor.controlling.service.tokens import Tokens, utc_now
 from duovisor.controlling.storage.lending import Lender
-from duovisor.controlling.storage.space_watch import LOW, SpaceWatch
+from duovisor.controlling.storage.space_watch import AWAY, LOW, SpaceWatch
 from duovisor.controlling.storage.storage import Storage
 from duovisor.controlling.store.interface import Store
 from duovisor.controlling.store.sqlite import open_sqlite_store
@@ -228,7 +228,7 @@ async def _space_watch(service: Service) -> AsyncIterator[None]:
     """Tell when a pool gets full."""
 
     def tell(action: str, pool: str, message: str) -> None:
-        outcome = Outcome.FAILED if action == LOW else Outcome.DONE
+        outcome = Outcome.FAILED if action in (AWAY, LOW) else Outcome.DONE
         service.events.emit(service_identity().name, action, f"pool/{pool}", outcome, message)
 
     task = asyncio.create_task(SpaceWatch(service.storage.pools, tell).run())

@@ -22,10 +22,14 @@ from duovisor.controlling.storage.errors import (
     VolumeExistsError,
     VolumeInUseError,
 )
+from duovisor.controlling.storage.mounts import MOUNTS, find_mount, find_mount_of
+from duovisor.controlling.storage.records import PoolKind
 from duovisor.spec.sizes import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from duovisor.controlling.storage.mounts import Mount
 
 HALF, UPLOAD = ".duovisor-half-", ".duovisor-upload-"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -39,17 +43,20 @@ class Space(NamedTuple):
 
 
 class Folder:
-    """One pool's folder."""
+    """One pool's folder; of the kind ``nfs``, it is used only while it is mounted."""
 
-    def __init__(self, pool: str, path: str) -> None:
+    def __init__(self, pool: str, path: str, kind: PoolKind = PoolKind.DIRECTORY) -> None:
         self.pool = pool
         self.path = Path(path)
+        self.kind = kind
 
     def check(self) -> None:
         """Raises ``PoolUnavailableError`` when it is not the folder that it was."""
         reason = ""
         try:
-            if not stat.S_ISDIR(os.lstat(self.path).st_mode):
+            if self.kind is PoolKind.NFS and not _is_nfs(find_mount(str(self.path), MOUNTS.read_text())):
+                reason = "is not mounted: it is no folder on NFS"
+            elif not stat.S_ISDIR(os.lstat(self.path).st_mode):
                 reason = "is no folder"
             elif os.path.realpath(self.path) != str(self.path):
                 reason = "leads elsewhere now"
@@ -117,9 +124,21 @@ class Folder:
         """An empty file to be filled. Raises ``PoolUnavailableError`` or ``PoolFullError``."""
         self.check()
         path = self.path / f"{prefix}{uuid}"
-        with self.explaining():
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        with self.explaining(), self._opened() as folder:
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+            os.close(os.open(path.name, flags, 0o600, dir_fd=folder))
         return path
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[int]:
+        """The folder itself, so that an unmounting in this moment leads to no other one below it."""
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if self.kind is PoolKind.NFS and not _is_nfs(find_mount_of(descriptor)):
+                raise PoolUnavailableError(f"pool {self.pool}: {self.path} is not mounted")
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def put_in_place(self, half: Path, file: str) -> None:
         """Bring a file to the disk, then give it its name. Raises ``VolumeExistsError``."""
@@ -164,6 +183,10 @@ def _lock(descriptor: int, path: Path, *, writing: bool) -> None:
         raise VolumeInUseError(
             f"{path} is in use by a VM or disk tool", remedy="stop its VM first"
         ) from error
+
+
+def _is_nfs(mount: Mount | None) -> bool:
+    return mount is not None and mount.is_nfs
 
 
 def exists(path: Path) -> bool:

@@ -59,13 +59,13 @@ async def save(inbox: Inbox, path: Path, progress: Callable[[int], None]) -> str
     ``progress`` is told of bytes. Raises ``VolumeContentError`` or ``OSError``.
     """
     digest, written = hashlib.sha256(), 0
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    descriptor = await in_thread(os.open, path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         async for block in inbox.take():
             await in_thread(_write, descriptor, block, written, digest.update)
             written += len(block)
             progress(written)
-        os.ftruncate(descriptor, written)
+        await in_thread(os.ftruncate, descriptor, written)
     finally:
         os.close(descriptor)
     return digest.hexdigest()

@@ -1,37 +1,34 @@
-"""What a place on the host could be as a pool, found without changing it."""
+"""What a place on the host could be as a pool."""
 
 from __future__ import annotations
 
 import os
 import stat
-from pathlib import Path
 
 from duovisor.controlling.storage.errors import PoolRefusedError
+from duovisor.controlling.storage.mounts import MOUNTS, find_mount
+from duovisor.controlling.storage.nfs import check_mount, try_out
 from duovisor.controlling.storage.records import PoolKind
 
-MOUNTS = Path("/proc/self/mountinfo")
-NFS_TYPES = ("nfs", "nfs4")
 
-
-def prepare_folder(path: str) -> str:
+def prepare_folder(path: str, kind: PoolKind) -> str:
     """The folder of a new pool, without symlinks in its path; made if only it is missing.
 
-    Raises ``PoolRefusedError``.
+    It blocks, on NFS for as long as the server likes. Raises ``PoolRefusedError``.
     """
     if not os.path.isabs(path):
         raise PoolRefusedError(f"{path!r} is no absolute path", remedy="write for example /srv/volumes")
-    kind = find_kind(path, MOUNTS)
-    if kind is PoolKind.LVM_THIN:
+    found = find_kind(path)
+    if PoolKind.LVM_THIN in (found, kind):
         raise PoolRefusedError(
-            f"{path} is a block device; pools on LVM are not supported",
-            remedy="put a file system on it, and name a folder there",
-        )
-    if kind is PoolKind.NFS:
-        raise PoolRefusedError(
-            f"{path} is on NFS, whose locks do not keep two hosts from one volume; it is not supported",
-            remedy="use a folder on a file system of this host",
+            f"{path}: pools on LVM are not supported",
+            remedy="put a file system on a logical volume, and name a folder there",
         )
     real = os.path.realpath(path)
+    if kind is PoolKind.NFS:
+        check_mount(path, find_mount(real, MOUNTS.read_text()))
+    elif found is PoolKind.NFS:
+        raise PoolRefusedError(f"{path} is on NFS", remedy="duovisor pool create NAME PATH --kind nfs")
     try:
         if not os.path.isdir(real):
             os.mkdir(real, mode=0o711)
@@ -43,32 +40,20 @@ def prepare_folder(path: str) -> str:
         raise PoolRefusedError("/ cannot be a pool", remedy="name a folder that has nothing else in it")
     if not os.access(real, os.R_OK | os.W_OK | os.X_OK):
         raise PoolRefusedError(f"{path} cannot be written to")
+    if kind is PoolKind.NFS:
+        try_out(real)
     return real
 
 
-def find_kind(path: str, mounts: Path) -> PoolKind:
+def find_kind(path: str) -> PoolKind:
     """What kind of pool a place would be; of a folder that is missing, what it would lie on."""
     try:
         if stat.S_ISBLK(os.stat(path).st_mode):
             return PoolKind.LVM_THIN
     except OSError:
         pass
-    return PoolKind.NFS if find_file_system(path, mounts.read_text()) in NFS_TYPES else PoolKind.DIRECTORY
-
-
-def find_file_system(path: str, mounts: str) -> str:
-    """The type of the file system under a path, from the text of mountinfo (proc(5)); pure but for links."""
-    real, best, kind = os.path.realpath(path), "", ""
-    for line in mounts.splitlines():
-        left, _, right = line.partition(" - ")
-        fields = left.split()
-        if len(fields) < 5 or not right:
-            continue
-        point = fields[4].encode().decode("unicode_escape")
-        is_above = real == point or real.startswith(point.rstrip("/") + "/")
-        if is_above and len(point) >= len(best):  # a later mount covers an earlier one
-            best, kind = point, right.split()[0]
-    return kind
+    mount = find_mount(os.path.realpath(path), MOUNTS.read_text())
+    return PoolKind.NFS if mount is not None and mount.is_nfs else PoolKind.DIRECTORY
 
 
 def overlap(one: str, other: str) -> bool:

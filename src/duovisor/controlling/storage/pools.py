@@ -5,8 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from duovisor.controlling.storage.answers import Answers
 from duovisor.controlling.storage.documents import POOL_KIND, POOLS, PoolDocument
-from duovisor.controlling.storage.errors import PoolExistsError, PoolNotFoundError, PoolRefusedError
+from duovisor.controlling.storage.errors import (
+    PoolExistsError,
+    PoolNotFoundError,
+    PoolRefusedError,
+    PoolUnavailableError,
+)
 from duovisor.controlling.storage.folder import Folder
 from duovisor.controlling.storage.places import overlap, prepare_folder
 from duovisor.controlling.storage.records import DEFAULT_POOL, PoolKind
@@ -18,6 +24,7 @@ from duovisor.controlling.vms.records import now
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from duovisor.controlling.storage.folder import Space
     from duovisor.controlling.store.collection import Stored
     from duovisor.controlling.store.interface import Store
 
@@ -29,6 +36,7 @@ class Pools:
         self._store = store
         self._pools = Collection(store, POOL_KIND, POOLS)
         self._default_folder = default_folder
+        self.answers = Answers()
         self._creating = asyncio.Lock()  # no two that overlap at once
 
     async def list(self) -> list[Stored[PoolDocument]]:
@@ -52,24 +60,50 @@ class Pools:
         return await self.folder(name)
 
     async def folder(self, name: str) -> Folder:
-        """A pool's folder. Raises ``PoolNotFoundError``."""
-        return Folder(name, (await self.get(name)).path)
+        """A pool's folder. Raises ``PoolNotFoundError``; ``PoolUnavailableError`` when its server is away."""
+        document = await self.get(name)
+        folder = Folder(name, document.path, document.type)
+        if folder.kind is PoolKind.NFS:
+            await self.read_space(folder)
+        return folder
 
-    async def create(self, name: str, path: str, *, or_get: bool = False) -> PoolDocument:
-        """A pool over a folder; what lies in it stays. Raises ``PoolExistsError`` or ``PoolRefusedError``."""
+    async def read_space(self, folder: Folder) -> Space:
+        """Its size and free space, from a thread. Raises ``PoolUnavailableError``, for a server's in time."""
+        if folder.kind is PoolKind.NFS:
+            return await self.answers.ask(f"pool {folder.pool}: {folder.path}", folder.read_space)
+        return await asyncio.to_thread(folder.read_space)
+
+    async def look_at(self, name: str) -> tuple[Folder, bool]:
+        """A pool's folder, and whether it can be looked into at once. Raises ``PoolNotFoundError``."""
+        document = await self.get(name)
+        folder = Folder(name, document.path, document.type)
+        try:
+            if folder.kind is PoolKind.NFS:
+                await self.read_space(folder)
+        except PoolUnavailableError:
+            return folder, False
+        return folder, True
+
+    async def create(
+        self, name: str, path: str, kind: PoolKind = PoolKind.DIRECTORY, *, or_get: bool = False
+    ) -> PoolDocument:
+        """A pool over a folder; what lies in it stays.
+
+        Raises ``PoolExistsError``, ``PoolRefusedError`` or ``PoolUnavailableError``.
+        """
         async with self._creating:
             if (known := await self._pools.find(name)) is not None:
                 if or_get:
                     return known.document
                 raise PoolExistsError(f"there is a pool {name!r} already", remedy="choose another name")
-            real = await asyncio.to_thread(prepare_folder, path)
+            real = await self.answers.ask(path, lambda: prepare_folder(path, kind))
             for other in await self.list():
                 if overlap(real, other.document.path):
                     raise PoolRefusedError(
                         f"{path} overlaps pool {other.id}, which is in {other.document.path}",
                         remedy="pools lie beside each other",
                     )
-            document = PoolDocument(type=PoolKind.DIRECTORY, path=real, created_at=now())
+            document = PoolDocument(type=kind, path=real, created_at=now())
             try:
                 return (await self._pools.create(name, document)).document
             except DocumentExistsError as error:

@@ -13,7 +13,7 @@ __all__ = ["DEFAULT_POOL", "ImageFormat", "PoolKind", "PoolView", "VolumeFormat"
 
 
 class PoolKind(StrEnum):
-    """What a pool is on the host; only ``directory`` is supported."""
+    """What a pool is on the host; ``lvm-thin`` is recognised, and not supported."""
 
     DIRECTORY = "directory"
     LVM_THIN = "lvm-thin"

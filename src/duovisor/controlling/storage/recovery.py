@@ -70,7 +70,7 @@ async def settle(folder: Folder, volume: Volume, volumes: Volumes) -> bool:
     match document.intent:
         case VolumeIntent.CREATE:
             # nothing lay there when it was begun, and it gets its name when it is whole
-            if not exists(folder.path / volume.file):
+            if not await asyncio.to_thread(exists, folder.path / volume.file):
                 await volumes.forget(ref)
                 return False
             await volumes.write(ref, at_rest)

@@ -1,4 +1,4 @@
-"""Watches the free space of all pools, and tells once when it gets low, and once when it is not any more."""
+"""Watches all pools: tells once when one gets low or cannot be used, and once when that is over."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ LOOK_S = 30.0
 LOW_SHARE, LOW_BYTES = 0.1, 10 << 30
 MARGIN = 1.5
 LOW, ROOM = "pool.low", "pool.room"
+AWAY, BACK = "pool.unavailable", "pool.available"
 
 
 class SpaceWatch:
-    """``tell`` takes an action (``pool.low``, ``pool.room``), a pool and a message."""
+    """``tell`` takes an action (``pool.low`` …), a pool and a message."""
 
     def __init__(self, pools: Pools, tell: Tell) -> None:
         self._pools = pools
         self._tell = tell
         self._low: set[str] = set()
+        self._away: set[str] = set()
 
     async def run(self) -> None:
         """Look again and again, until cancelled."""
@@ -38,14 +40,21 @@ class SpaceWatch:
             await asyncio.sleep(LOOK_S)
 
     async def look(self) -> None:
-        """Look at all pools once; one that is away is passed over."""
-        found = {pool.id: pool.document.path for pool in await self._pools.list()}
+        """Look at all pools once."""
+        found = {pool.id: pool.document for pool in await self._pools.list()}
         self._low.intersection_update(found)
-        for name, path in found.items():
+        self._away.intersection_update(found)
+        for name, document in found.items():
             try:
-                space = await asyncio.to_thread(Folder(name, path).read_space)
-            except PoolUnavailableError:
+                space = await self._pools.read_space(Folder(name, document.path, document.type))
+            except PoolUnavailableError as error:
+                if name not in self._away:
+                    self._away.add(name)
+                    self._tell(AWAY, name, error.message)
                 continue
+            if name in self._away:
+                self._away.discard(name)
+                self._tell(BACK, name, document.path)
             free = f"{format_bytes(space.free_bytes)} of {format_bytes(space.capacity_bytes)} are free"
             if name not in self._low and is_low(space):
                 self._low.add(name)

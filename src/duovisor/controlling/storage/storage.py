@@ -104,7 +104,7 @@ class Storage:
         async def fill(folder: Folder, half: Path, document: VolumeDocument) -> VolumeDocument:
             if volume_format is VolumeFormat.RAW:
                 with folder.explaining():
-                    os.truncate(half, size_bytes)
+                    await in_thread(os.truncate, half, size_bytes)
             else:
                 await find_image_tool().create(half, size_bytes)
             return document.changed(size_bytes=size_bytes)
@@ -132,7 +132,7 @@ class Storage:
             original = await self.volumes.get_ready(source)
             chain = await read_volume_chain(original, self.pools, self.volumes)
             folder = await self.pools.folder(source.pool)
-            held.enter_context(folder.open(original.file, writing=False))
+            await in_thread(held.enter_context, folder.open(original.file, writing=False))
             size_bytes = await self._read_size(folder, original)
             target = volume_format or original.document.format
 
@@ -204,7 +204,7 @@ class Storage:
             await asyncio.to_thread(folder.check)
             with ExitStack() as locked:
                 try:
-                    locked.enter_context(folder.open(volume.file, writing=True))
+                    await in_thread(locked.enter_context, folder.open(volume.file, writing=True))
                 except VolumeBrokenError:
                     pass  # there is nothing to lose any more
                 await commit(self._remove(folder, volume))
@@ -214,7 +214,8 @@ class Storage:
         with self.holds.hold(str(ref), writing=False):
             volume = await self.volumes.get_ready(ref)
             folder = await self.pools.folder(ref.pool)
-            with folder.open(volume.file, writing=False) as descriptor:
+            with ExitStack() as files:
+                descriptor = await in_thread(files.enter_context, folder.open(volume.file, writing=False))
                 sha256 = await hash_file(descriptor, progress)
                 found = os.fstat(descriptor)
             kept = Checksum(sha256=sha256, modified_ns=found.st_mtime_ns, file_bytes=found.st_size)
@@ -236,7 +237,7 @@ class Storage:
                     remedy="make a full clone of it, and download that",
                 )
             folder = await self.pools.folder(ref.pool)
-            descriptor = files.enter_context(folder.open(volume.file, writing=False))
+            descriptor = await in_thread(files.enter_context, folder.open(volume.file, writing=False))
             found = os.fstat(descriptor)
             known = find_checksum(volume.document, found)
             return Content(descriptor, found.st_size, known, files.pop_all())
@@ -251,7 +252,8 @@ class Storage:
                 if await self.volumes.find(ref) is not None:
                     raise VolumeExistsError(f"there is a volume {ref} already", remedy="choose another name")
                 for volume_format in VolumeFormat:
-                    folder.require_absent(file_of(ref.name, document.changed(format=volume_format)))
+                    file = file_of(ref.name, document.changed(format=volume_format))
+                    await asyncio.to_thread(folder.require_absent, file)
                 await asyncio.to_thread(folder.require_space, needs_bytes)
                 await self.volumes.create(ref, document)
             half = folder.path / f"{HALF}{document.uuid}"
@@ -273,8 +275,8 @@ class Storage:
         """Leave nothing of a volume that could not be made; one that is in place, recovery finishes."""
         current = await self.volumes.find(ref)
         file = file_of(ref.name, current.document if current else document)
-        is_half = exists(folder.path / f"{HALF}{document.uuid}")
-        if not is_half and exists(folder.path / file):
+        is_half = await asyncio.to_thread(exists, folder.path / f"{HALF}{document.uuid}")
+        if not is_half and await asyncio.to_thread(exists, folder.path / file):
             return
         await asyncio.to_thread(folder.remove, f"{UPLOAD}{document.uuid}")
         await asyncio.to_thread(folder.remove, f"{HALF}{document.uuid}")
@@ -291,10 +293,11 @@ class Storage:
 
     async def _grow(self, folder: Folder, volume: Volume, size_bytes: int, online: Online) -> None:
         try:
-            with folder.open(volume.file, writing=True) as descriptor:
+            with ExitStack() as files:
+                descriptor = await in_thread(files.enter_context, folder.open(volume.file, writing=True))
                 if volume.document.format is VolumeFormat.RAW:
                     with folder.explaining():
-                        os.ftruncate(descriptor, size_bytes)
+                        await in_thread(os.ftruncate, descriptor, size_bytes)
                     return
         except VolumeInUseError:
             await online(str(volume.ref), size_bytes)

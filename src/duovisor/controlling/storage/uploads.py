@@ -63,7 +63,7 @@ async def take_upload(
     target = upload.to or plain
     if image_format is ImageFormat.RAW and target is VolumeFormat.RAW:
         with folder.explaining():
-            os.replace(saved, half)
+            await in_thread(os.replace, saved, half)
     else:
         await _convert(folder, saved, image_format, half, target, progress)
         await in_thread(saved.unlink)

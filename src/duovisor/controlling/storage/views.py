@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from duovisor.controlling.storage.documents import PoolDocument
+    from duovisor.controlling.storage.pools import Pools
     from duovisor.controlling.storage.storage import Storage
     from duovisor.controlling.storage.volumes import Volume
 
@@ -41,7 +42,7 @@ async def list_pools(storage: Storage) -> tuple[PoolView, ...]:
     counts = Counter([volume.ref.pool async for volume in storage.volumes.scan()])
     found = await storage.pools.list()
     return tuple(
-        [await asyncio.to_thread(build_pool_view, pool.id, pool.document, counts[pool.id]) for pool in found]
+        [await build_pool_view(storage.pools, pool.id, pool.document, counts[pool.id]) for pool in found]
     )
 
 
@@ -49,7 +50,7 @@ async def get_pool(storage: Storage, name: str) -> PoolView:
     """A pool. Raises ``PoolNotFoundError``."""
     document = await storage.pools.get(name)
     count = len([volume async for volume in storage.volumes.scan(name)])
-    return await asyncio.to_thread(build_pool_view, name, document, count)
+    return await build_pool_view(storage.pools, name, document, count)
 
 
 async def list_volumes(storage: Storage, pool: str | None, limit: int, after: str | None) -> VolumePage:
@@ -74,24 +75,26 @@ async def build_volume_views(storage: Storage, found: Sequence[Volume]) -> tuple
     if not found:
         return ()
     clones, users = await storage.volumes.read_clones(), await storage.volumes.read_vms()
-    folders = {pool.id: Folder(pool.id, pool.document.path) for pool in await storage.pools.list()}
+    folders = {pool: await storage.pools.look_at(pool) for pool in {volume.ref.pool for volume in found}}
     views = []
     for volume in found:
-        folder, ref = folders[volume.ref.pool], str(volume.ref)
+        (folder, is_there), ref = folders[volume.ref.pool], str(volume.ref)
         path = str(folder.path / volume.file)
-        vms = sorted({*users.get(ref, ()), *users.get(path, ())})
-        views.append(
-            await asyncio.to_thread(build_volume_view, folder, volume, tuple(clones.get(ref, ())), tuple(vms))
-        )
+        vms = tuple(sorted({*users.get(ref, ()), *users.get(path, ())}))
+        ours = tuple(clones.get(ref, ()))
+        if is_there:
+            views.append(await asyncio.to_thread(build_volume_view, folder, volume, ours, vms))
+        else:
+            views.append(build_volume_view(folder, volume, ours, vms, is_there=False))
     return tuple(views)
 
 
-def build_pool_view(name: str, document: PoolDocument, volumes: int) -> PoolView:
-    """One pool; may block."""
+async def build_pool_view(pools: Pools, name: str, document: PoolDocument, volumes: int) -> PoolView:
+    """One pool."""
     capacity = free = None
     problem = ""
     try:
-        capacity, free = Folder(name, document.path).read_space()
+        capacity, free = await pools.read_space(Folder(name, document.path, document.type))
     except PoolUnavailableError as error:
         problem = error.message
     return PoolView(
@@ -107,13 +110,15 @@ def build_pool_view(name: str, document: PoolDocument, volumes: int) -> PoolView
 
 
 def build_volume_view(
-    folder: Folder, volume: Volume, clones: tuple[str, ...], vms: tuple[str, ...]
+    folder: Folder, volume: Volume, clones: tuple[str, ...], vms: tuple[str, ...], *, is_there: bool = True
 ) -> VolumeView:
-    """One volume; may block."""
+    """One volume; may block, unless its folder is not there."""
     document = volume.document
     state, allocated, sha256 = STATES[document.intent], None, None
     size_bytes = document.size_bytes
     try:
+        if not is_there:
+            raise PoolUnavailableError(f"pool {folder.pool} is not there")
         found = folder.look_at(volume.file)
     except (VolumeBrokenError, PoolUnavailableError):
         state = VolumeState.MISSING if state is VolumeState.READY else state

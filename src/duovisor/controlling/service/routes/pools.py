@@ -10,7 +10,6 @@ from pydantic import AfterValidator, Field
 from duovisor.controlling.service.context import ServiceDep
 from duovisor.controlling.service.gate import Administrator, Viewer
 from duovisor.controlling.service.replies import ApiModel, Listing, Name
-from duovisor.controlling.storage.errors import PoolRefusedError
 from duovisor.controlling.storage.records import PoolKind, PoolView
 from duovisor.controlling.storage.views import get_pool as view_pool
 from duovisor.controlling.storage.views import list_pools as view_pools
@@ -20,7 +19,7 @@ router = APIRouter(prefix="/v1/pools", tags=["pools"])
 
 
 class PoolDefinition(ApiModel):
-    """A pool to be made; only `directory` is supported, and its folder is made if it is missing."""
+    """A pool to be made; its folder is made if it is missing. `lvm-thin` is not supported."""
 
     name: Annotated[str, AfterValidator(check_name)]
     kind: PoolKind = PoolKind.DIRECTORY
@@ -36,11 +35,7 @@ async def list_pools(service: ServiceDep, _: Viewer) -> Listing[PoolView]:
 async def create_pool(
     service: ServiceDep, who: Administrator, wanted: PoolDefinition, response: Response
 ) -> PoolView:
-    if wanted.kind is not PoolKind.DIRECTORY:
-        raise PoolRefusedError(
-            f"pools of kind {wanted.kind} are not supported", remedy="use a folder of this host: directory"
-        )
-    await service.storage.pools.create(wanted.name, wanted.path)
+    await service.storage.pools.create(wanted.name, wanted.path, wanted.kind)
     event = service.events.emit(who.name, "pool.create", f"pool/{wanted.name}", message=wanted.path)
     await service.events.wait_written(event)
     response.headers["Location"] = f"/v1/pools/{wanted.name}"
