@@ -290,6 +290,13 @@ class FakeVmManager:
         limits = {"iops_limit": iops_limit, "bandwidth_limit": bandwidth_limit}
         return self._keep(self._with_record(vm, spec=limit_in_spec(vm.record.spec, disk, limits)))
 
+    async def limit_nic(self, name: str, nic: str, in_limit: int | None, out_limit: int | None) -> VmView:
+        vm = await self.get(name)
+        if nic not in name_devices(vm.record.spec):
+            raise DeviceNotFoundError(f"{name} has no network card {nic!r}")
+        limits = {"in_limit": in_limit, "out_limit": out_limit}
+        return self._keep(self._with_record(vm, spec=limit_in_spec(vm.record.spec, nic, limits)))
+
     async def detach(self, name: str, device: str, timeout_s: float, progress: Progress) -> None:
         vm = await self.get(name)
         if device not in name_devices(vm.record.spec):

@@ -53,6 +53,7 @@ NEEDS = {
     "reset_nvram": "administrator",
     "attach_disk": "administrator",
     "limit_disk": "operator",
+    "limit_nic": "operator",
     "attach_nic": "administrator",
     "detach_disk": "administrator",
     "detach_nic": "administrator",

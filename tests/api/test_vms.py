@@ -91,6 +91,19 @@ def test_a_disk_is_limited(api: Api, name: str) -> None:
     assert (gone.status_code, gone.json()["code"]) == (404, "device-not-found")
 
 
+def test_a_card_is_limited(api: Api, name: str) -> None:
+    api.make_vm(name)
+    api.finish(api.post(f"/v1/vms/{name}/attach-nic", json={"nic": {"bridge": "br0", "out_limit": "1M"}}))
+    limits = {"device": "nic0", "in_limit": "50M"}
+    (nic,) = api.post(f"/v1/vms/{name}/limit-nic", json=limits).json()["record"]["spec"]["nics"]
+    assert (nic["in_limit"], nic["out_limit"]) == (50 << 20, None)
+    for wrong in ({}, {"device": "disk0"}, {"device": "nic0", "in_limit": "9K"}):
+        reply = api.post(f"/v1/vms/{name}/limit-nic", json=wrong)
+        assert (reply.status_code, reply.json()["code"]) == (422, "request-invalid"), wrong
+    gone = api.post(f"/v1/vms/{name}/limit-nic", json={"device": "nic5"})
+    assert (gone.status_code, gone.json()["code"]) == (404, "device-not-found")
+
+
 def test_what_is_not_switched(api: Api, name: str) -> None:
     api.make_vm(name)
     at_rest = api.finish(api.post(f"/v1/vms/{name}/switch", json={"design": "microkernelized"}))

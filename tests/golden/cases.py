@@ -74,6 +74,8 @@ mac_filter = false
 vlan = 7
 address = "10.0.0.7"
 firewall = ["in tcp 22 from 10.0.0.0/8"]
+in_limit = "50M"
+out_limit = "500K"
 on_driver_failure = "pause"
 driver_hang_s = 5
 """,

@@ -80,7 +80,8 @@ def test_no_golden_file_is_left_over() -> None:
 
 def find_models() -> dict[str, type[SpecModel]]:
     found = {name: value for name, value in vars(vm).items() if isinstance(value, type)}
-    return {n: v for n, v in found.items() if issubclass(v, SpecModel) and v is not SpecModel}
+    models = {n: v for n, v in found.items() if issubclass(v, SpecModel)}
+    return {n: v for n, v in models.items() if not any(v in w.__mro__[1:] for w in models.values())}
 
 
 def find_used_fields(model: SpecModel) -> set[str]:
@@ -107,7 +108,6 @@ def test_every_field_of_the_specification_is_in_a_golden_file(tmp_path: Path) ->
     seeds = {field for field in fields if field.startswith("CloudInitSpec.")}
     assert fields - used == {
         "DeviceSpec.options", "DiskSpec.volume", "DiskSpec.cloud_init", "CdromSpec.volume",
-        "ProcessorLimits.cpu_weight", "ProcessorLimits.cpu_limit", "ProcessorLimits.cpu_reservation",
     } | seeds  # fmt: skip
 
 

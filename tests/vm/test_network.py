@@ -8,7 +8,9 @@ import hashlib
 import os
 import signal
 import socket
+import subprocess
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,10 +21,13 @@ from tests.vm.test_adoption import adopting, run_service
 
 from duovisor.controlling.errors import NetworkError
 from duovisor.controlling.images.boot import add_image
+from duovisor.controlling.images.probe import PORT_NAME
 from duovisor.controlling.images.probe_client import connect_probe
+from duovisor.controlling.moving.move import move
 from duovisor.controlling.plugging.plug import plug_in, take_out
 from duovisor.controlling.supervision.backoff import Backoff
 from duovisor.controlling.supervision.records import DeviceState
+from duovisor.controlling.vms.limits import limit_running
 from duovisor.spec.loading import build_spec
 from duovisor.spec.vm import Design, NicSpec
 
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from duovisor.controlling.images.image import Image
+    from duovisor.controlling.images.probe_client import ProbeClient
     from duovisor.controlling.supervision.device import DeviceSupervisor
     from duovisor.directories import Directories
     from duovisor.hardware.capabilities import HostCapabilities
@@ -43,6 +49,7 @@ pytestmark = pytest.mark.vm
 DESIGNS = (Design.MONOLITHIC, Design.MICROKERNELIZED)
 TRANSFER_MIB = int(os.environ.get("DUOVISOR_TRANSFER_MIB", "16"))  # each ring goes round many times
 KILL_EVERY_S = 2.0
+LIMIT_MIB = 1  # a second
 MAC = "52:54:00:77:00:0"
 
 
@@ -169,6 +176,55 @@ async def exchange_card(guest: Guest, number: int, capabilities: HostCapabilitie
     await take_out(guest.machine, "nic4", timeout_s=60)
     assert len(list_ports()) == ports - 1
     assert not guest.machine.devices.keys() - {"disk0"}
+
+
+async def move_slowly(guest: ProbeClient, mib: int) -> tuple[float, float]:
+    """How long it takes to send ``mib`` MiB to a guest, and to send them from it."""
+    seconds = []
+    for there in (True, False):
+        peer = Peer(mib=mib if there else 0)
+        source = "cat /dev/null" if there else f"dd if=/dev/zero bs=64k count={mib * 16} 2>/dev/null"
+        began = time.monotonic()
+        done = await guest.run(f"{source} | nc {HOST} {peer.port} | wc -c", timeout_s=300)
+        assert done.exit == 0, done.output
+        seconds.append(time.monotonic() - began)
+        assert int(done.output) == (mib << 20 if there else 0)
+        peer.finish()
+        assert there or peer.moved == mib << 20
+    return seconds[0], seconds[1]
+
+
+async def test_limits_of_a_card_hold_wherever_its_driver_is(
+    boot: Boot, capabilities: HostCapabilities
+) -> None:
+    """Set under the guest, they are there in the other design, with the next driver, and until taken away."""
+    guest = await boot_on_bridge(boot, Design.MONOLITHIC)
+    machine = guest.machine
+    (tap,) = list_ports()
+    await limit_running(machine, "nic0", {"in_limit": LIMIT_MIB << 20, "out_limit": LIMIT_MIB << 20})
+    # the packet filter remembers a second of rest, and a little more
+    assert min(await move_slowly(guest.probe, 4)) > 4 / LIMIT_MIB / 1.5
+    assert tap in list_rules()
+    await move(machine, Design.MICROKERNELIZED, capabilities)
+    assert not any(port in list_rules() for port in [tap, *list_ports()])  # the driver keeps them
+    device = machine.devices["nic0"]
+    await wait_spare(device)
+    (pid, *_) = device.pids
+    os.kill(pid, signal.SIGKILL)
+    async with connect_probe(machine.port_path(PORT_NAME)) as probe:
+        assert min(await move_slowly(probe, 2)) > 2 / LIMIT_MIB / 1.5
+    await limit_running(machine, "nic0", {"in_limit": None, "out_limit": LIMIT_MIB << 20})
+    assert device.plan.rate == (0, LIMIT_MIB << 20)
+    await move(machine, Design.MONOLITHIC, capabilities)
+    (tap,) = list_ports()
+    rules = list_rules()
+    assert (rules.count("limit rate over"), rules.count(f"from-{tap} {{")) == (1, 1)
+    await limit_running(machine, "nic0", {"in_limit": None, "out_limit": None})
+    assert tap not in list_rules()
+
+
+def list_rules() -> str:
+    return subprocess.run(["nft", "list", "ruleset"], check=True, capture_output=True, text=True).stdout
 
 
 @pytest.mark.parametrize("design", DESIGNS)

@@ -244,7 +244,7 @@ class Backend:
     def _begin(self) -> None:
         self._watch(self.connection.fileno(), self._serve_messages)
         if self.device.completion_descriptor is not None:
-            self._watch(self.device.completion_descriptor, self._reap, edge=True)
+            self._watch(self.device.completion_descriptor, self.reap, edge=True)
         if not self.inherited:  # what others know is about an earlier connection
             self._page.busy = False
             self._state_changed()
@@ -304,7 +304,10 @@ class Backend:
             self.session.serve_message(message)
         page.busy = connection.incomplete
 
-    def _reap(self) -> None:
+    def reap(self) -> None:
+        """Let the device complete what finished elsewhere, and look at the queues of which nobody tells."""
+        if self._ending is not None:  # a successor's, by now
+            return
         self.device.reap()
         while self._quiet:
             self._make_ready(self._quiet.pop())

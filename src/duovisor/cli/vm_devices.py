@@ -68,6 +68,36 @@ def limit_disk(name: str, device: str, iops: int | None, bandwidth: str | None, 
         click.echo(f"{device} of {name}: {said}")
 
 
+@click.command("limit-nic")
+@vm_argument
+@click.argument("device", metavar="NIC")
+@click.option("--in", "in_limit", metavar="SIZE", help="Bytes a second that the guest gets, at most: 50M.")
+@click.option("--out", "out_limit", metavar="SIZE", help="Bytes a second that it sends, at most: 500K.")
+@json_option
+def limit_nic(name: str, device: str, in_limit: str | None, out_limit: str | None, as_json: bool) -> None:
+    """Limit what a guest gets and sends through a NIC (nic0, see `duovisor vm show`), from now on.
+
+    It takes effect at once under a running guest, in both designs, and stays: in the definition it is
+    in_limit and out_limit of the NIC, at least 64K. What is not given has no limit; with neither, the NIC has
+    none any more. It is for NICs on a bridge or a network of duovisor's.
+
+    \b
+    duovisor vm limit-nic web nic0 --in 50M --out 5M
+    """
+    from duovisor.client.service import vm_path
+    from duovisor.controlling.vms.limits import describe_card_limits
+
+    document = {"device": device, "in_limit": in_limit, "out_limit": out_limit}
+    vm = connect().request("POST", f"{vm_path(name)}/limit-nic", document).document
+    if as_json:
+        print_json(vm)
+        return
+    for slot, nic in number(vm["record"]["spec"]["nics"]):
+        if f"nic{slot}" == device:
+            said = describe_card_limits(nic["in_limit"], nic["out_limit"])
+            click.echo(f"{device} of {name}: {said}")
+
+
 def number(disks: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
     """Each disk with its slot."""
     return [(at if disk["slot"] is None else disk["slot"], disk) for at, disk in enumerate(disks)]

@@ -56,7 +56,8 @@ _OPTIONS = (
         "nics",
         multiple=True,
         metavar="user|network=NAME|bridge=NAME[,KEY=VALUE…]",
-        help="A NIC; keys: mac, mac_filter, vlan, address, firewall='in tcp 22;in icmp'. Repeatable.",
+        help="A NIC; keys: mac, mac_filter, vlan, address, in_limit, out_limit, "
+        "firewall='in tcp 22;in icmp'. Repeatable.",
     ),
     click.option(
         "--device",

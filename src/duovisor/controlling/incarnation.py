@@ -28,7 +28,7 @@ from duovisor.controlling.machine_devices import plan_nic
 from duovisor.controlling.machine_disks import adopt_disk, plan_disk
 from duovisor.controlling.machine_drivers import adopt_device, plan_device
 from duovisor.controlling.machine_formats import adopt_keeper, build_format_environment, is_format_process
-from duovisor.controlling.machine_networks import adopt_tap, open_taps, restore_rules
+from duovisor.controlling.machine_networks import adopt_tap, open_taps, remove_rules, restore_rules
 from duovisor.controlling.media.drives import Media, is_media_server
 from duovisor.controlling.network_helper import start_network_helper
 from duovisor.controlling.plugging.recovery import settle_plugging
@@ -101,6 +101,7 @@ class Incarnation:
         self.devices: dict[str, DeviceSupervisor] = {}
         self.helpers: dict[str, Process] = {}
         self.taps: dict[str, int] = {}
+        self.ruled: set[str] = set()  # TAPs that got rules after the start
         self.change: DeviceChange | None = None
         self.full: tuple[str, ...] = ()
         self.on_full: Callable[[str], Awaitable[bool]] = _let_wait
@@ -223,7 +224,7 @@ class Incarnation:
         if found is None:
             raise VmmGoneError(f"{self.name}: the VMM has ended")
         await self.vmm.adopt(found)
-        await asyncio.to_thread(restore_rules, self.spec, [each.pid for each in left.processes])
+        await asyncio.to_thread(restore_rules, self.spec, [each.pid for each in left.processes], self.ruled)
         if self.decision.kind is VmmKind.QEMU:
             await settle_plugging(self, left)
             self.full = tuple(dict.fromkeys((*left.full, *await self.vmm.list_full_disks())))
@@ -235,6 +236,7 @@ class Incarnation:
     async def end(self) -> None:
         """End all processes and remove what they left."""
         async with AsyncExitStack() as stack:
+            stack.callback(remove_rules, self.ruled)
             stack.callback(self.held.close)
             stack.push_async_callback(self.media.end)
             for helper in self.helpers.values():

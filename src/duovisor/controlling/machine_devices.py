@@ -12,7 +12,7 @@ from duovisor.sandbox import uid_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from duovisor.spec.vm import VirtualMachineSpec
+    from duovisor.spec.vm import NicSpec, VirtualMachineSpec
 
 NETWORK_ROLE = "network driver"
 
@@ -21,6 +21,11 @@ def build_net_words(spec: VirtualMachineSpec, index: int) -> tuple[str, ...]:
     """The options of the network driver of a bridged card."""
     nic = spec.nic_at(index)
     return () if nic.mac_filter is False else ("--mac", mac_of(spec.name, index, nic))
+
+
+def rate_of_card(nic: NicSpec) -> tuple[int, int]:
+    """How many bytes a second a card's driver lets through, to the guest and from it; 0 is no limit."""
+    return nic.in_limit or 0, nic.out_limit or 0
 
 
 def plan_nic(spec: VirtualMachineSpec, index: int, descriptors: Mapping[str, int]) -> DevicePlan:
@@ -36,5 +41,6 @@ def plan_nic(spec: VirtualMachineSpec, index: int, descriptors: Mapping[str, int
         on_failure=nic.on_driver_failure,
         uid=uid_of(spec.name),
         limits=build_limits(spec.memory_mib),
+        rate=rate_of_card(nic),
         kind="net",
     )

@@ -1,11 +1,15 @@
-"""The limits of a running VM's disks: set in its drivers, or in its VMM."""
+"""The limits of a running VM's disks and cards: set in its drivers, in its VMM, or on the host."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
+from duovisor.controlling.machine_devices import rate_of_card
 from duovisor.controlling.machine_disks import rate_of
+from duovisor.controlling.machine_networks import change_rules
 from duovisor.hypervisor.qemu.disks import disk_socket
+from duovisor.hypervisor.qemu.nics import nic_socket
 from duovisor.spec.vm import Design
 
 if TYPE_CHECKING:
@@ -21,6 +25,19 @@ async def limit_disk(incarnation: Incarnation, disk: str, rate: tuple[int, int])
         await incarnation.devices[disk].set_rate(rate)
     else:
         await incarnation.vmm.limit_disk(disk, iops=rate[0], bytes_per_s=rate[1])
+
+
+async def limit_card(incarnation: Incarnation, index: int) -> None:
+    """Limit card ``index`` to what the specification says.
+
+    Raises ``PartitionError``, ``NetworkError`` or ``HostLacksError``; it is as it was then.
+    """
+    name = nic_socket(index)
+    if name in incarnation.devices:
+        await incarnation.devices[name].set_rate(rate_of_card(incarnation.spec.nic_at(index)))
+        return
+    pids = [each.pid for each in incarnation.describe().processes if each.is_vmm]
+    await asyncio.to_thread(change_rules, incarnation.spec, index, pids, incarnation.ruled)
 
 
 async def limit_disks_inside(incarnation: Incarnation) -> None:

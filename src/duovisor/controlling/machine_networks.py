@@ -8,13 +8,15 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from duovisor.controlling.errors import NetworkError
 from duovisor.controlling.networks.bridged import check_bridge, is_tap, open_bridged_tap, require_bridge
-from duovisor.controlling.networks.card_filter import install_filter, remove_filter
+from duovisor.controlling.networks.card_filter import forget_filter, install_filter, remove_filter
 from duovisor.controlling.networks.interfaces import read_tap_name
 from duovisor.controlling.networks.moving import prepare_move
 from duovisor.controlling.supervision.adoption import list_descriptors, take_descriptor
 from duovisor.errors import DuovisorError
 from duovisor.hypervisor.qemu.nics import mac_of, nic_socket
+from duovisor.spec.vm import Design
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -54,7 +56,7 @@ def adopt_tap(spec: VirtualMachineSpec, index: int, pids: Iterable[int], held: E
     tap = next((tap for pid in pids if (tap := take_descriptor(pid, is_tap)) is not None), None)
     if tap is None:
         return _open_tap(spec, index, held)
-    _hold_tap(tap, spec.nic_at(index), held)
+    _hold_tap(tap, host_card(spec, index), held)
     return tap
 
 
@@ -73,18 +75,26 @@ def find_taps(spec: VirtualMachineSpec, pids: Iterable[int], held: ExitStack) ->
     return taps
 
 
-def restore_rules(spec: VirtualMachineSpec, pids: Iterable[int]) -> None:
+def host_card(spec: VirtualMachineSpec, index: int) -> NicSpec:
+    """Card ``index`` as the host's packet filter is to see it: the limits that its driver keeps are none."""
+    nic = spec.nic_at(index)
+    return nic if spec.design is Design.MONOLITHIC else nic.without_limits()
+
+
+def restore_rules(spec: VirtualMachineSpec, pids: Iterable[int], ruled: set[str]) -> None:
     """Put the rules of a running VM's cards in force again, whoever removed them; ``pids`` hold its TAPs.
 
-    The VM runs on where that fails, and the log says so.
+    The VM runs on where that fails, and the log says so. ``ruled`` gets the names of those TAPs.
     """
-    if not any(nic.is_filtered for nic in spec.nics):
+    cards = {nic_socket(index): (index, host_card(spec, index)) for index, _ in spec.numbered_nics()}
+    if not any((nic.is_filtered or nic.is_limited) for _, nic in cards.values()):
         return
-    with ExitStack() as held:
+    with ExitStack() as found:
         try:
-            taps = find_taps(spec, pids, held)
-            for index, nic in spec.numbered_nics():
-                if nic.is_filtered and (tap := taps.get(nic_socket(index))) is not None:
+            for name, tap in find_taps(spec, pids, found).items():
+                index, nic = cards[name]
+                if nic.is_filtered or nic.is_limited:
+                    ruled.add(read_tap_name(tap))
                     install_filter(read_tap_name(tap), mac_of(spec.name, index, nic), nic)
         except (DuovisorError, OSError) as error:
             _log.warning("the rules of %s's cards may be missing: %s", spec.name, error)
@@ -107,7 +117,7 @@ def prepare_moves(
 
 
 def _open_tap(spec: VirtualMachineSpec, index: int, held: ExitStack) -> int:
-    nic = spec.nic_at(index)
+    nic = host_card(spec, index)
     tap = open_bridged_tap(spec.name, index, nic, mac_of(spec.name, index, nic))
     _hold_tap(tap, nic, held)
     return tap
@@ -115,9 +125,33 @@ def _open_tap(spec: VirtualMachineSpec, index: int, held: ExitStack) -> int:
 
 def _hold_tap(tap: int, nic: NicSpec, held: ExitStack) -> None:
     """Close a TAP with ``held``, and remove its rules if it is gone then."""
-    if nic.is_filtered:
+    if nic.is_filtered or nic.is_limited:
         held.callback(_remove_rules, read_tap_name(tap))
     held.callback(os.close, tap)
+
+
+def change_rules(spec: VirtualMachineSpec, index: int, pids: Iterable[int], ruled: set[str]) -> None:
+    """Put card ``index``'s rules in force for the TAP that these processes hold, whose name ``ruled`` gets.
+
+    Raises ``NetworkError`` or ``HostLacksError``; what was in force is, then.
+    """
+    nic = host_card(spec, index)
+    with ExitStack() as found:
+        tap = find_taps(spec, pids, found).get(nic_socket(index))
+        if tap is None:
+            raise NetworkError(f"{nic_socket(index)} of {spec.name} has no TAP on this host")
+        name = read_tap_name(tap)
+        if nic.is_filtered or nic.is_limited:
+            ruled.add(name)
+            install_filter(name, mac_of(spec.name, index, nic), nic)
+        else:
+            forget_filter(name)
+
+
+def remove_rules(taps: Iterable[str]) -> None:
+    """Remove the rules of TAPs that are gone."""
+    for tap in taps:
+        _remove_rules(tap)
 
 
 def _remove_rules(tap: str) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from duovisor.spec.model import SpecModel
-from duovisor.spec.sizes import MIB, parse_bytes
+from duovisor.spec.sizes import KIB, MIB, parse_bytes
 
 
 def _read_bandwidth(value: Any) -> Any:
@@ -16,6 +16,26 @@ def _read_bandwidth(value: Any) -> Any:
 
 # less than one large request in a second would look like a device that hangs
 Bandwidth = Annotated[int, BeforeValidator(_read_bandwidth), Field(ge=MIB, le=1 << 40)]
+
+
+# so that the largest frame takes a second at most
+NetworkBandwidth = Annotated[int, BeforeValidator(_read_bandwidth), Field(ge=64 * KIB, le=1 << 40)]
+
+
+class CardLimits(SpecModel):
+    """How many bytes a second a guest gets and sends at most through a network card."""
+
+    in_limit: NetworkBandwidth | None = None
+    out_limit: NetworkBandwidth | None = None
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is a limit at all."""
+        return self.in_limit is not None or self.out_limit is not None
+
+    def without_limits(self) -> Self:
+        """The same with all the bandwidth there is."""
+        return self.model_copy(update={"in_limit": None, "out_limit": None})
 
 
 class ProcessorShare(NamedTuple):

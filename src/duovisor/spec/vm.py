@@ -18,7 +18,7 @@ from pydantic import (
 from duovisor.spec.cdrom import BOOT_ORDER, MAX_CDROMS, BootDevice, CdromSpec
 from duovisor.spec.cloud_init import CloudInitSpec
 from duovisor.spec.firewall import Firewall
-from duovisor.spec.limits import Bandwidth, ProcessorLimits
+from duovisor.spec.limits import Bandwidth, CardLimits, ProcessorLimits
 from duovisor.spec.model import SpecModel
 from duovisor.spec.names import Text, VolumeName, check_name, check_text
 from duovisor.spec.processors import CpuModel
@@ -301,7 +301,7 @@ class PortForward(SpecModel):
         }
 
 
-class NicSpec(SpecModel):
+class NicSpec(CardLimits):
     """A virtio network card.
 
     ``user``: outgoing connections through the host's own sockets, no privilege. ``bridge``: a port of the
@@ -309,7 +309,8 @@ class NicSpec(SpecModel):
     manages, whose ``bridge``, and the card's ``address`` there, are found at each start. For these two:
     ``vlan`` is the VLAN of the bridge that the card is on; of what the guest sends, only frames from the
     card's MAC, and IPv4 ``address`` if there is one, get through; with a ``firewall``, what it lists may
-    come in, besides answers, and all or what it lists may go out.
+    come in, besides answers, and all or what it lists may go out. ``in_limit`` and ``out_limit``: so many
+    bytes (``5M``) a second the guest gets and sends at most.
 
     In the microkernelized design: with ``mac_filter`` the driver, too, drops what the guest sends from
     another MAC (by default it does); ``on_driver_failure`` and ``driver_hang_s`` are a disk's, but "report"
@@ -341,7 +342,7 @@ class NicSpec(SpecModel):
 
     @property
     def is_filtered(self) -> bool:
-        """Whether there are rules for its frames on the host."""
+        """Whether there are rules for what its frames may be, on the host."""
         rules = self.managed_network is not None or self.address is not None or self.firewall is not None
         return self.is_bridged and rules
 
@@ -364,7 +365,7 @@ class NicSpec(SpecModel):
         if self.managed_network is not None and self.forward:
             raise ValueError("forward is for network user; duovisor network forward adds a port of a network")
         if self.network == USER_NETWORK:
-            for key in ("mac_filter", "vlan", "address", "firewall"):
+            for key in ("mac_filter", "vlan", "address", "firewall", "in_limit", "out_limit"):
                 if getattr(self, key) is not None:
                     raise ValueError(f"{key} is for a bridged card")
         return self

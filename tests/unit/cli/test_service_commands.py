@@ -133,6 +133,10 @@ def test_devices_come_and_go(user: Program, name: str) -> None:
     limited = say(user, "vm", "limit-disk", name, "disk0", "--iops", "500", "--bandwidth", "50M")
     assert limited == f"disk0 of {name}: at most 500 requests and 50 MiB a second\n"
     assert say(user, "vm", "limit-disk", name, "disk0") == f"disk0 of {name}: no limit\n"
+    say(user, "vm", "attach-nic", name, "bridge=br0,out_limit=2M")
+    limited = say(user, "vm", "limit-nic", name, "nic1", "--in", "50M", "--out", "500K")
+    assert limited == f"nic1 of {name}: at most 50 MiB in and 500 KiB out a second\n"
+    assert say(user, "vm", "limit-nic", name, "nic1") == f"nic1 of {name}: no limit\n"
     say(user, "vm", "pause", name)
     refused = user.refuse("vm", "detach-nic", name, "nic0", exit_code=4)
     assert f"cannot detach a NIC from {name}: it is paused" in refused

@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from duovisor.controlling.networks.card_filter import build_filter, build_receiving, build_sending
+from duovisor.controlling.networks.card_filter import (
+    BURST_BYTES_MIN,
+    build_filter,
+    build_receiving,
+    build_sending,
+)
 from duovisor.controlling.networks.dnsmasq import build_argv, build_cards, build_names
 from duovisor.controlling.networks.documents import Forward, NetworkDocument, Reservation, build_label
 from duovisor.controlling.networks.records import NetworkKind
@@ -130,3 +135,13 @@ def test_two_vms_with_the_same_label_share_no_name() -> None:
 @pytest.mark.parametrize(("name", "label"), [("Web.1", "web-1"), ("a_b", "a-b"), ("x" * 63, "x" * 63)])
 def test_a_name_as_a_label(name: str, label: str) -> None:
     assert build_label(name) == label
+
+
+def test_a_limit_is_the_first_rule_and_needs_no_other() -> None:
+    card = NicSpec(bridge="br0", in_limit=100 << 20, out_limit=64 << 10)
+    assert build_receiving("t", card) == ["limit rate over 104857600 bytes/second burst 10485760 bytes drop"]
+    (sending,) = build_sending("t", MAC, card)
+    assert sending == f"limit rate over 65536 bytes/second burst {BURST_BYTES_MIN} bytes drop"
+    strict = card.model_copy(update={"address": "10.0.0.7"})
+    assert build_sending("t", MAC, strict)[:2] == [sending, f"ether saddr != {MAC} drop"]
+    assert build_sending("t", MAC, card.without_limits()) == []

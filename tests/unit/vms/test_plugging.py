@@ -17,7 +17,7 @@ from duovisor.controlling.plugging.changes import add_device, place_nic, remove_
 from duovisor.controlling.plugging.errors import PlugRefusedError
 from duovisor.controlling.plugging.plug import check_plugging
 from duovisor.controlling.vms.documents import RUN_KIND, RUNS, Intent
-from duovisor.controlling.vms.errors import DeviceNotFoundError
+from duovisor.controlling.vms.errors import DeviceNotFoundError, VmChangeError
 from duovisor.controlling.vms.records import Autostart
 from duovisor.hypervisor.errors import QmpError, UnplugTimeoutError, WrongStateError
 from duovisor.spec.vm import MAX_NICS, DiskSpec, NicSpec, VirtualMachineSpec, VmmKind
@@ -274,3 +274,19 @@ def test_there_is_an_end_of_slots() -> None:
     assert [slot for slot, _ in left.numbered_nics()] == [1, 2, 3, 4, 5, 6]
     assert place_nic(USER, [left]).slot == 0
     assert place_nic(USER, [left, spec]).slot == 7
+
+
+async def test_cards_that_are_limited_at_their_next_start(host: Host) -> None:
+    async with host.managed() as manager:
+        await manager.create(build_vm(nics=[{"bridge": "br0"}, {"network": "user"}]), OFF)
+        await manager.limit_nic("vm", "nic0", 1 << 20, None)
+        card, user = (await manager.get("vm")).record.spec.nics
+        assert (card.in_limit, card.out_limit, user.is_limited) == (1 << 20, None, False)
+        with pytest.raises(DeviceNotFoundError) as missing:
+            await manager.limit_nic("vm", "disk0", 1 << 20, None)
+        assert missing.value.remedy == "it has nic0, nic1"
+        with pytest.raises(VmChangeError, match="on network user"):
+            await manager.limit_nic("vm", "nic1", 1 << 20, None)
+        await manager.limit_nic("vm", "nic1", None, None)  # as it is
+        await manager.limit_nic("vm", "nic0", None, None)
+        assert not (await manager.get("vm")).record.spec.nics[0].is_limited

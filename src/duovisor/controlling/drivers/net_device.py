@@ -15,11 +15,13 @@ from duovisor.channel.device import VirtioDevice
 from duovisor.channel.errors import QueueError
 from duovisor.controlling.drivers import net_layout as layout
 from duovisor.controlling.drivers.net_counters import Counters
+from duovisor.controlling.drivers.throttle import UNLIMITED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from duovisor.channel.chain import Chain
     from duovisor.channel.virtqueue import Virtqueue
+    from duovisor.controlling.drivers.net_throttle import NetThrottle
     from duovisor.controlling.drivers.tap import Tap
 
     Posted = tuple[Chain, list[memoryview], int]
@@ -45,7 +47,9 @@ class NetDevice(VirtioDevice):
         self._tap_setting = (0, 0)  # offloads and size of the header
         self._tap_is_set = False
         self._posted: deque[Posted] = deque()
+        self.throttle: NetThrottle | None = None
         self._receive_queue: Virtqueue | None = None
+        self._transmit_queue: Virtqueue | None = None
         self._readable = True  # the TAP may hold frames that nobody has told of
         self._expected = 1  # so many empty buffers the next frame is likely to need
         self._overflow = memoryview(bytearray(layout.OVERFLOW_BYTES))
@@ -88,6 +92,10 @@ class NetDevice(VirtioDevice):
             self.tap.set_offloads(*self._tap_setting)
             self._tap_is_set = True
         if queue.index == layout.TRANSMIT:
+            self._transmit_queue = queue
+            if self.throttle is not None:
+                self.throttle.add(chains)
+                chains = self.throttle.release()
             self._send(queue, chains)
             return
         self._receive_queue = queue
@@ -96,21 +104,30 @@ class NetDevice(VirtioDevice):
             self._receive(queue)
 
     def reap(self) -> None:
-        """The TAP has frames."""
+        """The TAP has frames, or a throttle lets more through."""
         self._readable = True
+        if self.throttle is not None and self._transmit_queue is not None:
+            self._send(self._transmit_queue, self.throttle.release())
+            self._transmit_queue.publish()
         queue = self._receive_queue
         if queue is not None and self._posted:
             self._receive(queue)
             queue.publish()
 
     def stop_queue(self, queue: Virtqueue) -> None:
-        """Give the empty buffers back: whoever starts the queue again begins with them."""
+        """Give the empty buffers, and frames that wait, back: whoever starts the queue begins with them."""
+        if queue.index == layout.TRANSMIT:
+            queue.give_back(self.throttle.forget() if self.throttle is not None else [])
+            self._transmit_queue = None
         if queue.index == layout.RECEIVE:
             queue.give_back([chain for chain, _, _ in self._posted])
             self._forget()
 
     def abandon(self) -> None:
         """The front end is gone, and its buffers with it."""
+        if self.throttle is not None:
+            self.throttle.forget()
+        self._transmit_queue = None
         self._forget()
 
     def close(self) -> None:
@@ -179,7 +196,9 @@ class NetDevice(VirtioDevice):
         done: list[Chain] = []
         if self._waiting:
             self._finish_waiting(queue, done)
-        while posted and not self._waiting:
+        throttle = self.throttle
+        left = allowed = UNLIMITED if throttle is None else throttle.allow()
+        while left > 0 and posted and not self._waiting:
             if self._expected == 1:
                 _, pieces, room = posted[0]
                 pieces = [*pieces, self._overflow]
@@ -190,6 +209,7 @@ class NetDevice(VirtioDevice):
             except OSError:  # none there (EAGAIN), or the interface is down
                 self._readable = False
                 break
+            left -= size
             if size <= room:
                 self._fill(size, done)
             elif self._mergeable:
@@ -197,6 +217,8 @@ class NetDevice(VirtioDevice):
                 self._finish_waiting(queue, done)
             else:
                 self.counters.received_dropped += 1
+        if throttle is not None:
+            throttle.count(allowed - left, more=self._readable)
         if done:
             queue.complete_all(done)
 

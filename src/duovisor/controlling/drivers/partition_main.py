@@ -29,6 +29,8 @@ from duovisor.controlling.drivers.bounded_log import print_to
 from duovisor.controlling.drivers.confinement import BIRTH, LOG, confine
 from duovisor.controlling.drivers.control_server import ControlServer
 from duovisor.controlling.drivers.errors import DriverError
+from duovisor.controlling.drivers.net_device import NetDevice
+from duovisor.controlling.drivers.net_throttle import NetThrottle
 from duovisor.controlling.drivers.orders import Assignment, parse_assignment, parse_name, parse_rate
 from duovisor.controlling.drivers.resting import describe_device
 from duovisor.controlling.drivers.throttle import Throttle
@@ -107,6 +109,7 @@ class Partition:
         self._backend: Backend | None = None
         self._standby: Standby | None = None
         self._throttle: Throttle | None = None
+        self._card_throttle: NetThrottle | None = None
         self._hung: dict[str, object] | None = None
         self._facts: dict[str, Any] | None = None
         self._ends = False
@@ -262,10 +265,27 @@ class Partition:
         return {}
 
     def _set_rate(self, rate: tuple[int, int]) -> None:
+        if isinstance(self._device, NetDevice):
+            self._limit_card(self._device, rate)
         if self._throttle is None and any(rate) and isinstance(self._device, BlockProtocol):
             self._throttle = Throttle(self._device, self._loop)
         if self._throttle is not None:
             self._throttle.set_rate(*rate)
+
+    def _limit_card(self, card: NetDevice, rate: tuple[int, int]) -> None:
+        if self._card_throttle is None and any(rate):
+            self._card_throttle = NetThrottle(self._loop, self._reap)
+        if self._card_throttle is not None:
+            self._card_throttle.set_rate(*rate)
+            card.throttle = self._card_throttle
+            self._reap()
+            if self._card_throttle.is_idle:
+                card.throttle = None
+
+    def _reap(self) -> None:
+        """The throttle of a card lets more through."""
+        if self._backend is not None:
+            self._backend.reap()
 
     def _status(self, _: Packet) -> dict[str, Any]:
         return {

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from duovisor.controlling.drivers.block_protocol import BlockProtocol
 
 BURST_S = 0.1  # for how long a rest is remembered
+UNLIMITED = 1 << 62
 OVERHEAD_BYTES = 17  # header and status of a request
 
 
@@ -43,10 +44,48 @@ class Bucket:
         self._at = now_s
         return max(0.0, -self._tokens / self.rate) if self._tokens <= 0 else 0.0
 
+    def allow(self, now_s: float) -> int:
+        """How many may be taken now; a lot without a limit."""
+        if not self.rate:
+            return UNLIMITED
+        return max(1, int(self._tokens)) if not self.wait_s(now_s) else 0
+
     def take(self, tokens: int) -> None:
         """Take tokens, and owe what there is not."""
         if self.rate:
             self._tokens -= tokens
+
+
+class Alarm:
+    """Calls back in the thread of ``loop`` when a time is over; one at a time."""
+
+    def __init__(self, loop: EventLoop, ring: Callable[[], None]) -> None:
+        self._ring = ring
+        self._naps: SimpleQueue[float | None] = SimpleQueue()
+        self._is_set = False
+        self._woken = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._sleeper: Thread | None = None
+        loop.watch(self._woken, self._wake, edge=True)
+
+    def set(self, seconds: float) -> None:
+        """Ring after so long, unless it is set already."""
+        if self._is_set:
+            return
+        if self._sleeper is None:
+            self._sleeper = Thread(target=self._nap, daemon=True)
+            self._sleeper.start()
+        self._is_set = True
+        self._naps.put(seconds)
+
+    def _nap(self) -> None:
+        while (seconds := self._naps.get()) is not None:
+            time.sleep(seconds)
+            os.eventfd_write(self._woken, 1)
+
+    def _wake(self) -> None:
+        os.eventfd_read(self._woken)
+        self._is_set = False
+        self._ring()
 
 
 class Throttle:
@@ -60,11 +99,7 @@ class Throttle:
         self._handle, self._drain, self._abandon = device.handle, device.drain, device.abandon
         self._waiting: deque[tuple[Virtqueue, Chain]] = deque()
         self._requests = self._bytes = Bucket(0, now())
-        self._naps: SimpleQueue[float | None] = SimpleQueue()
-        self._is_asleep = False
-        self._woken = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._sleeper: Thread | None = None
-        loop.watch(self._woken, self._wake, edge=True)
+        self._alarm = Alarm(loop, self._wake)
 
     def set_rate(self, iops: int, bytes_per_s: int) -> None:
         """Other limits from now on; 0 is none."""
@@ -103,7 +138,7 @@ class Throttle:
         while waiting:
             wait_s = max(self._requests.wait_s(now_s), self._bytes.wait_s(now_s))
             if wait_s:
-                self._sleep(wait_s)
+                self._alarm.set(wait_s)
                 break
             queue, chain = waiting.popleft()
             self._requests.take(1)
@@ -113,23 +148,7 @@ class Throttle:
                 queues.append(queue)
         return queues
 
-    def _sleep(self, seconds: float) -> None:
-        if self._is_asleep:
-            return
-        if self._sleeper is None:
-            self._sleeper = Thread(target=self._nap, daemon=True)
-            self._sleeper.start()
-        self._is_asleep = True
-        self._naps.put(seconds)
-
-    def _nap(self) -> None:
-        while (seconds := self._naps.get()) is not None:
-            time.sleep(seconds)
-            os.eventfd_write(self._woken, 1)
-
     def _wake(self) -> None:
-        os.eventfd_read(self._woken)
-        self._is_asleep = False
         self._publish(self._release())
 
     @staticmethod

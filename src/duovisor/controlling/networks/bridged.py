@@ -44,7 +44,7 @@ def open_bridged_tap(vm: str, index: int, nic: NicSpec, mac: str) -> int:
         interfaces.set_address(name, bytes([HIGH_BYTE]) + bytes.fromhex(mac.replace(":", ""))[1:])
         interfaces.disable_ipv6(name)
         interfaces.copy_mtu(bridge, name)
-        if nic.is_filtered:
+        if nic.is_filtered or nic.is_limited:
             install_filter(name, mac, nic)
         interfaces.add_to_bridge(bridge, name)
         if nic.vlan is not None:

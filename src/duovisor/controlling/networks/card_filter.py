@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 TABLE = "bridge duovisor"
 ANSWER_S = 180
 FLOWS_MAX = 65535
+# beside what comes in a second (Linux, nft_limit.c). A frame of the guest's may have 64 KiB
+BURST_BYTES_MIN = 2 << 16
 _FLOW = {
     Direction.OUT: "ip daddr . udp dport . udp sport",
     Direction.IN: "ip saddr . udp sport . udp dport",
@@ -44,11 +46,15 @@ def remove_filter(tap: str) -> None:
         nft.run_script(build_removal([tap]))
 
 
+def forget_filter(tap: str) -> None:
+    """Remove the rules of a TAP that goes on without. Raises as above."""
+    if tap in _list_senders():
+        nft.run_script(build_removal([tap]))
+
+
 def sweep_filters() -> tuple[str, ...]:
     """Remove the rules of TAPs that are gone, whoever's they were; their names. Raises as above."""
-    listed = nft.list_objects("map", *TABLE.split(), "senders")
-    elements = [each["map"].get("elem", ()) for each in listed if "map" in each]
-    gone = tuple(str(key) for pairs in elements for key, _ in pairs if not _is_there(str(key)))
+    gone = tuple(tap for tap in _list_senders() if not _is_there(tap))
     if gone:
         nft.run_script(build_removal(gone))
     return gone
@@ -91,7 +97,9 @@ def build_removal(taps: Iterable[str]) -> str:
 
 def build_sending(tap: str, mac: str, nic: NicSpec) -> list[str]:
     """The rules for what the guest sends; pure."""
-    rules = [f"ether saddr != {mac} drop"]
+    rules = build_limit(nic.out_limit)
+    if nic.is_filtered:
+        rules.append(f"ether saddr != {mac} drop")
     if nic.address is not None:
         rules += [
             f"ether type arp arp saddr ether {mac} arp saddr ip {{ 0.0.0.0, {nic.address} }} accept",
@@ -109,10 +117,19 @@ def build_sending(tap: str, mac: str, nic: NicSpec) -> list[str]:
 
 def build_receiving(tap: str, nic: NicSpec) -> list[str]:
     """The rules for what the guest gets; pure."""
+    rules = build_limit(nic.in_limit)
     if nic.firewall is None:
-        return []
-    rules = ["ether type arp accept", "ether type != ip drop"]
+        return rules
+    rules += ["ether type arp accept", "ether type != ip drop"]
     return rules + _build_allowed(tap, Direction.IN, nic.firewall, "udp sport 67 udp dport 68 accept")
+
+
+def build_limit(bytes_per_s: int | None) -> list[str]:
+    """The rule that drops what comes faster; pure."""
+    if bytes_per_s is None:
+        return []
+    burst = max(bytes_per_s // 10, BURST_BYTES_MIN)
+    return [f"limit rate over {bytes_per_s} bytes/second burst {burst} bytes drop"]
 
 
 def _build_allowed(tap: str, direction: Direction, firewall: Iterable[FirewallRule], dhcp: str) -> list[str]:
@@ -138,6 +155,12 @@ def _match(rule: FirewallRule) -> str:
     if rule.ports:
         return f"{rule.protocol} dport {rule.ports} "
     return "" if rule.protocol is Protocol.ANY else f"ip protocol {rule.protocol} "
+
+
+def _list_senders() -> list[str]:
+    listed = nft.list_objects("map", *TABLE.split(), "senders")
+    elements = [each["map"].get("elem", ()) for each in listed if "map" in each]
+    return [str(key) for pairs in elements for key, _ in pairs]
 
 
 def _is_there(interface: str) -> bool:

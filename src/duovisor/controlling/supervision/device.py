@@ -147,7 +147,7 @@ class DeviceSupervisor:
                 await active.request("retry")
 
     async def set_rate(self, rate: tuple[int, int]) -> None:
-        """Let through so many requests and bytes a second from now on, 0: as many as there are.
+        """Let through so much a second from now on, as ``DevicePlan`` has it; 0: as much as there is.
 
         Raises ``PartitionError`` when the driver does not do so; its successor will.
         """

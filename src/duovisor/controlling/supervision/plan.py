@@ -24,7 +24,8 @@ class DevicePlan:
     "failing-block", "parked-net". ``modules`` are those that the driver needs; one of a user's own has a
     ``source_code`` (digest of its file), and ``reread`` makes a plan with the file as it is now (raises
     ``ControllingError``).
-    ``rate``: how many requests and bytes a second it lets through; 0 is no limit.
+    ``rate``: how many requests and bytes a second a disk's lets through, or how many bytes to the guest and
+    from it a card's; 0 is no limit.
     ``hang_s``: without progress for so long it counts as hung. ``on_failure``: what becomes of the device
     when its drivers keep dying.
     """

@@ -73,3 +73,14 @@ class DeviceActions(VmActions):
             record = await self._definitions.get(name)
             await self._limits.set_disk(record, disk, iops_limit, bandwidth_limit)
         return self._view(await self._definitions.get(name))
+
+    async def limit_nic(self, name: str, nic: str, in_limit: int | None, out_limit: int | None) -> VmView:
+        """How many bytes a second a guest gets and sends through a network card at most, from now on.
+
+        Raises ``DeviceNotFoundError``, ``VmChangeError`` for a card that is on no bridge, or what its driver
+        or the packet filter says; it is as it was then.
+        """
+        with self._exclusive(name, "limit a network card of"):
+            record = await self._definitions.get(name)
+            await self._limits.set_card(record, nic, in_limit, out_limit)
+        return self._view(await self._definitions.get(name))

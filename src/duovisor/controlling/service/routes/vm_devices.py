@@ -15,7 +15,7 @@ from duovisor.controlling.service.operations import Operation
 from duovisor.controlling.service.replies import ApiModel, Name
 from duovisor.controlling.service.routes.vms import act_on_vm
 from duovisor.controlling.vms.records import VmView
-from duovisor.spec.limits import Bandwidth
+from duovisor.spec.limits import Bandwidth, NetworkBandwidth
 from duovisor.spec.vm import DiskSpec, NicSpec
 
 router = APIRouter(prefix="/v1/vms", tags=["vms"])
@@ -57,6 +57,14 @@ class DiskLimits(ApiModel):
     bandwidth_limit: Bandwidth | None = None
 
 
+class NicLimits(ApiModel):
+    """Which NIC, and how many bytes a second the guest gets and sends; without one there is no limit."""
+
+    device: Annotated[str, Field(pattern=r"^nic\d{1,2}$")]
+    in_limit: NetworkBandwidth | None = None
+    out_limit: NetworkBandwidth | None = None
+
+
 @router.post(
     "/{name}/limit-disk",
     summary="Limit what a disk does in a second: at once, also under its guest",
@@ -65,6 +73,17 @@ async def limit_disk(service: ServiceDep, who: Operator, name: Name, wanted: Dis
     service.operations.require_idle(f"vm/{name}")
     vm = await service.manager.limit_disk(name, wanted.device, wanted.iops_limit, wanted.bandwidth_limit)
     await service.events.wait_written(service.events.emit(who.name, "vm.limit-disk", f"vm/{name}"))
+    return vm
+
+
+@router.post(
+    "/{name}/limit-nic",
+    summary="Limit what a guest gets and sends through a NIC in a second: at once, also under its guest",
+)
+async def limit_nic(service: ServiceDep, who: Operator, name: Name, wanted: NicLimits) -> VmView:
+    service.operations.require_idle(f"vm/{name}")
+    vm = await service.manager.limit_nic(name, wanted.device, wanted.in_limit, wanted.out_limit)
+    await service.events.wait_written(service.events.emit(who.name, "vm.limit-nic", f"vm/{name}"))
     return vm
 
 
