@@ -2,7 +2,8 @@
 
 Storage: QEMU with a disk inside, ``qemu-storage-daemon`` over vhost-user-blk and over NBD. Network: QEMU on a
 TAP, and its user network (root, and iperf3 on the host). Life cycle: libvirt (its daemon and virsh).
-What is missing is left out, and named. One command for all; ``--only`` for one. JSON: ``storage``,
+What is missing is left out, and named. One command for all (about ten minutes on a quiet machine);
+``--only`` for one part. ``--markdown`` writes the tables of docs/performance.md. JSON: ``storage``,
 ``network``, ``libvirt``, each with ``ratio``; ``missing``.
 """
 
@@ -23,9 +24,11 @@ if not __package__:  # run as a script
 from bench.others_libvirt import find_missing, measure_libvirt
 from bench.others_network import measure_network
 from bench.others_storage import measure_storage
+from bench.others_table import build_markdown
 from bench.service_process import write_json
 from tests.networks import enter_network, why_no_namespace
 
+from duovisor.comparison.facts import build_facts
 from duovisor.controlling.images.probe import build_probe_image
 from duovisor.controlling.images.tools_disk import build_program_disk
 from duovisor.directories import find_directories
@@ -51,7 +54,12 @@ def measure(parts: list[str], rounds: int, seconds: float) -> dict[str, Any]:
     directories = find_directories()
     image = build_probe_image(directories, print)
     capabilities = read_capabilities(directories.cache)
-    document: dict[str, Any] = {"load_before": round(os.getloadavg()[0], 1)}
+    document: dict[str, Any] = {
+        "machine": build_facts(capabilities).describe(),
+        "rounds": rounds,
+        "seconds": seconds,
+        "load_before": round(os.getloadavg()[0], 1),
+    }
     if "storage" in parts:
         document["storage"] = asyncio.run(measure_storage(image, capabilities, directories, rounds, seconds))
     if "network" in parts:
@@ -67,14 +75,13 @@ def measure(parts: list[str], rounds: int, seconds: float) -> dict[str, Any]:
 
 def show(document: dict[str, Any]) -> None:
     """The ratios, a line each."""
-    for part in ("storage", "network"):
+    for part in PARTS:
         for pair, jobs in document.get(part, {}).get("ratio", {}).items():
             print(f"\n{pair}, median [least … most]")
             for job, (median, least, most) in jobs.items():
                 print(f"  {job:18} {median:.2f}  [{least:.2f} … {most:.2f}]")
     if libvirt := document.get("libvirt"):
-        print(f"\nours ÷ libvirt: {libvirt['ratio']}\n  medians in ms: {libvirt['median_ms']}")
-        print(f"  the service's memory, PSS in MiB: {libvirt['service_pss_mib']}")
+        print(f"\nthe service's memory, PSS in MiB: {libvirt['service_pss_mib']}")
     for part, reason in document["missing"].items():
         print(f"\n{part} was not measured: {reason}")
 
@@ -86,12 +93,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each kind")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of one measurement")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--markdown", type=Path, help="write tables of them to this file")
     options = parser.parse_args()
     missing = find_obstacles()
     parts = [part for part in options.only or PARTS if part not in missing]
     document = {**measure(parts, options.rounds, options.seconds), "missing": missing}
     show(document)
     write_json(options.json, document)
+    if options.markdown is not None:
+        options.markdown.write_text(build_markdown(document))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ that a libvirt which the host runs is not touched. Needs Debian's libvirt-daemon
 from __future__ import annotations
 
 import shutil
-import statistics
 import subprocess
 import tempfile
 import time
@@ -16,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.others_figures import build_ratios
 from bench.service_process import ServiceProcess, build_boot_disk, build_small_vm, read_pss_mib
 
 from duovisor.client.endpoint import Endpoint
@@ -134,25 +134,12 @@ def measure_libvirt(*, kvm: bool, rounds: int) -> dict[str, Any]:
                 "duovisord": round(read_pss_mib(service.pid), 1),
             }
         service.stop()
-    return {
-        "median_ms": {
-            what: {who: round(statistics.median(values) * 1e3, 1) for who, values in each.items()}
-            for what, each in seconds.items()
-        },
-        "ratio": {
-            what: {
-                str(design): round(
-                    statistics.median(
-                        ours / theirs for ours, theirs in zip(each[design], each["libvirt"], strict=True)
-                    ),
-                    2,
-                )
-                for design in Design
-            }
-            for what, each in seconds.items()
-        },
-        "service_pss_mib": memory,
+    figures = {
+        what: {who: [round(value * 1e3, 1) for value in values] for who, values in each.items()}
+        for what, each in seconds.items()
     }
+    pairs = [(str(design), "libvirt") for design in Design]
+    return {"ratio": build_ratios(figures, pairs), "figures": figures, "service_pss_mib": memory}
 
 
 def act(client: ServiceClient, name: str, action: str) -> float:

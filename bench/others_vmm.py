@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SOCKET_TIMEOUT_S = 10.0
 _BLOCK_DEVICE = f"drive=disk,serial={SCRATCH_SERIAL}"
+_VHOST_DEVICE = "vhost-user-blk-pci,chardev=vhost,queue-size=256"  # its 128 are half of the others'
 _IOTHREAD = ("-object", "iothread,id=io")
 _DAEMON = ("qemu-storage-daemon",)
 
@@ -45,7 +46,7 @@ def build_inside(disk: Path, _: Path) -> Backend:
 def build_vhost_user(disk: Path, folder: Path) -> Backend:
     """Behind ``qemu-storage-daemon``, over a channel like ours; pure."""
     address = folder / "vhost.sock"
-    options = ("-chardev", f"socket,id=vhost,path={address}", "-device", "vhost-user-blk-pci,chardev=vhost")
+    options = ("-chardev", f"socket,id=vhost,path={address}", "-device", _VHOST_DEVICE)
     export = f"vhost-user-blk,id=disk,node-name=disk,writable=on,addr.type=unix,addr.path={address}"
     return Backend(
         "qsd_vhost_user", options, (*_DAEMON, *_build_nodes(disk, "-"), "--export", export), address

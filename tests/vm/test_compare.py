@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -9,17 +10,24 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from duovisor.comparison.campaign import run_campaign
+from duovisor.comparison.facts import build_facts
 from duovisor.comparison.measures.context import Context
+from duovisor.comparison.measures.faults import find_vmm
 from duovisor.comparison.measures.table import MEASURES
 from duovisor.comparison.own_network import try_own_network
 from duovisor.comparison.plan import QUICK
+from duovisor.comparison.report.page import build_page
+from duovisor.comparison.report.result import build_result
 from duovisor.comparison.rig import Rig
-from duovisor.comparison.samples import SAMPLES
+from duovisor.comparison.running import recover, run_step
+from duovisor.comparison.samples import SAMPLES, Header, Outcome, SampleStore
 from duovisor.comparison.sidelined import SidelinedService
 from duovisor.comparison.sweeper import find_processes
 from duovisor.directories import find_directories
@@ -28,6 +36,8 @@ from duovisor.spec.vm import Design
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from duovisor.comparison.measures.context import Figures
+    from duovisor.comparison.plan import Step
     from duovisor.controlling.images.image import Image
     from duovisor.directories import Directories
     from duovisor.hardware.capabilities import HostCapabilities
@@ -88,6 +98,38 @@ async def test_each_design_meets_the_same_faults_as_what_it_is(context: Context)
     assert "thread" in fault.facts["hurt"]
     assert fault.facts["said"] == "its VMM was killed by SIGSEGV"
     assert not (await context.rig.guest(MONO)).has_ended
+    await check_death(context)
+
+
+async def check_death(context: Context) -> None:
+    """A guest that dies in the middle of a step is told of, and the others are measured all the same."""
+    scale = TINY.model_copy(update={"sections": ("processor",), "rounds": 2})
+    store = SampleStore(
+        context.rig.folder,
+        Header(scale=scale, host=build_facts(context.rig.capabilities), started_at=1.0),
+        [],
+    )
+    killed: list[Step] = []
+
+    async def run_or_kill(step: Step) -> Figures:
+        if step.design is MICRO or killed:
+            return await run_step(context, step)
+        killed.append(step)
+        pid = find_vmm(await context.rig.guest(MONO))
+        long = context._replace(scale=scale.model_copy(update={"job_s": 60.0}))
+        step_task = asyncio.create_task(run_step(long, step))
+        await asyncio.sleep(0.2)
+        os.kill(pid, signal.SIGKILL)
+        return await step_task
+
+    await run_campaign(store, run_or_kill, partial(recover, context), lambda _: None)
+    outcomes = [(record.round, record.design, record.outcome) for record in store.records]
+    assert outcomes == [
+        (1, MONO, Outcome.FAILED), (1, MICRO, Outcome.DONE),
+        (2, MICRO, Outcome.DONE), (2, MONO, Outcome.DONE),
+    ]  # fmt: skip
+    page = build_page(build_result(store))
+    assert "processor, monolithic, round 1: the guest died: its VMM was killed by SIGKILL" in page
 
 
 def start(folders: Directories, output: Path) -> subprocess.Popen[bytes]:

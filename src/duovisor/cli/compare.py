@@ -89,6 +89,8 @@ def _prepare(
 ) -> tuple[SampleStore, bool]:
     """The comparison to begin or to go on with, and whether it is done already; its folder is ``held``."""
     from duovisor.comparison.facts import build_facts
+    from duovisor.comparison.needed import check_programs, check_sandboxes
+    from duovisor.comparison.own_network import find_obstacle
     from duovisor.comparison.samples import Header, holding, open_store
     from duovisor.controlling.images.probe import NAME
     from duovisor.controlling.images.store import load_image
@@ -98,8 +100,11 @@ def _prepare(
     there = _find_store(folder)
     if there is not None and not list_left(there):
         return there, True
-    host = build_facts(read_capabilities(find_directories().cache))
     scale = there.header.scale if there is not None and not any(options.values()) else build_scale(**options)
+    check_programs(scale, find_directories(), find_obstacle())
+    capabilities = read_capabilities(find_directories().cache)
+    check_sandboxes(capabilities)
+    host = build_facts(capabilities)
     if scale.image != NAME:
         load_image(scale.image, find_directories())  # before a folder is made for nothing
     folder = folder or Path(time.strftime("duovisor-comparison-%Y-%m-%d-%H%M%S"))
@@ -171,6 +176,7 @@ def build_scale(
 
 
 def _run(store: SampleStore, console: Console) -> None:
+    from duovisor.comparison.own_network import find_obstacle
     from duovisor.comparison.running import run_comparison
     from duovisor.controlling.images.probe import NAME, build_probe_image
     from duovisor.controlling.images.store import load_image
@@ -189,6 +195,9 @@ def _run(store: SampleStore, console: Console) -> None:
         )
     else:
         image = load_image(scale.image, directories)
+    obstacle = find_obstacle()
+    if obstacle is not None and {"network", "faults"} & set(scale.sections):
+        console.print(f"the network is left out: {obstacle}", style="yellow")
     if os.getloadavg()[0] > host.cpus:
         console.print(
             f"this machine is busy (load {os.getloadavg()[0]:.1f} on {host.cpus} CPUs): expect noise",

@@ -38,6 +38,15 @@ def try_own_network() -> Iterator[SkippedError | None]:
         yield problem
 
 
+def find_obstacle() -> SkippedError | None:
+    """What keeps this process from having a network of its own, as far as a look can tell."""
+    try:
+        check_own_network()
+    except SkippedError as error:
+        return error
+    return None
+
+
 def check_own_network() -> None:
     """Raises ``SkippedError`` when this process cannot have a network of its own."""
     if os.geteuid() != 0:

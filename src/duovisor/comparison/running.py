@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import tempfile
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from duovisor.comparison.campaign import run_campaign
+from duovisor.comparison.interruption import handle_signals
 from duovisor.comparison.measures.context import Context
 from duovisor.comparison.measures.table import MEASURES
 from duovisor.comparison.own_network import try_own_network
@@ -54,25 +55,23 @@ def run_comparison(
 
 
 async def _run(store: SampleStore, rig: Rig, service: SidelinedService, tell: Tell) -> None:
-    task = asyncio.current_task()
-    assert task is not None
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, task.cancel)
+    handle_signals()
     context = Context(store.header.scale, rig, service)
-
-    async def run_step(step: Step) -> Figures:
-        return await MEASURES[step.measure](context, step.design)
-
-    async def recover(step: Step, error: DuovisorError) -> str:
-        """Leave the guest behind in which something failed: the next step begins with a fresh one."""
-        dead = rig.find_dead(step.design)
-        said = error.message if dead is None else f"the guest died: its VMM {dead.describe_end()}"
-        await rig.drop(step.design)
-        return said
-
     try:
         async with rig:
-            await run_campaign(store, run_step, recover, tell)
+            await run_campaign(store, partial(run_step, context), partial(recover, context), tell)
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
+
+
+async def run_step(context: Context, step: Step) -> Figures:
+    """One measurement. Raises a ``DuovisorError`` where it fails."""
+    return await MEASURES[step.measure](context, step.design)
+
+
+async def recover(context: Context, step: Step, error: DuovisorError) -> str:
+    """Leave the guest behind in which something failed: the next step begins with a fresh one."""
+    dead = context.rig.find_dead(step.design)
+    said = error.message if dead is None else f"the guest died: its VMM {dead.describe_end()}"
+    await context.rig.drop(step.design)
+    return said

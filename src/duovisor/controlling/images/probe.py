@@ -59,10 +59,10 @@ def build_probe_image(
 
     Raises ``ImageBuildError`` or ``ProcessError``; nothing half-made is left behind.
     """
-    if not force and (image := _find_current(directories)):
+    if not force and (image := find_probe_image(directories)):
         return image
     with store.lock(directories, on_wait=lambda: progress("waiting for another build to end")):
-        if not force and (image := _find_current(directories)):
+        if not force and (image := find_probe_image(directories)):
             return image
         with (
             store.start_scratch(directories) as scratch,
@@ -120,7 +120,8 @@ def _describe(folder: Path, kernel: Kernel) -> Image:
     )
 
 
-def _find_current(directories: Directories) -> Image | None:
+def find_probe_image(directories: Directories) -> Image | None:
+    """The probe image if it is there, whole, and of this recipe."""
     with contextlib.suppress(ImageNotFoundError, ImageBrokenError):
         image = store.load_image(NAME, directories)
         return image if image.recipe == compute_recipe() else None
