@@ -137,7 +137,7 @@ def _describe_record(record: dict[str, Any]) -> dict[str, str]:
         "processors": f"{spec['cpus']}, {spec['cpu_model']}",
         "memory": format_mib(spec["memory_mib"]),
         "firmware": _describe_firmware(spec),
-        "kernel": spec["kernel"]["path"] if spec["kernel"] else "-",
+        "kernel": _describe_kernel(spec["kernel"]) if spec["kernel"] else "-",
         **({"screen": f"yes; duovisor vm screenshot {record['name']} FILE"} if spec["graphics"] else {}),
         "disks": "\n".join(_describe_disk(disk) for disk in spec["disks"]) or "-",
         **({"CD-ROMs": _describe_cdroms(spec)} if spec["cdroms"] else {}),
@@ -160,6 +160,10 @@ def _describe_firmware(spec: dict[str, Any]) -> str:
     if spec["boot_order"] != ["disk", "cdrom"]:
         parts.append(f"starts from {', '.join(spec['boot_order']) or 'nothing'}")
     return ", ".join(parts)
+
+
+def _describe_kernel(kernel: dict[str, Any]) -> str:
+    return kernel["path"] if kernel["disk"] is None else f"what disk{kernel['disk']} has, at each start"
 
 
 def _describe_guest(told: dict[str, Any]) -> dict[str, str]:

@@ -95,6 +95,12 @@ _OPTIONS = (
         "--graphics", is_flag=True, default=None, help="A screen, keyboard and pointer, seen by VNC."
     ),
     click.option("--kernel", type=click.Path(), help="Linux kernel to boot without firmware."),
+    click.option(
+        "--kernel-from-disk",
+        is_flag=True,
+        default=None,
+        help="Take kernel and RAM disk from the first disk at each start: those that GRUB would start.",
+    ),
     click.option("--initrd", type=click.Path(), help="Its initial RAM disk."),
     click.option("--append", help="Its command line."),
 )
@@ -130,6 +136,8 @@ def build_document(base: Mapping[str, Any], options: Mapping[str, Any]) -> dict[
         for key, option in (("path", "kernel"), ("initrd", "initrd"), ("command_line", "append"))
         if options[option] is not None
     }
+    if options["kernel_from_disk"]:
+        kernel["disk"] = 0
     if kernel:
         document["kernel"] = {**document.get("kernel", {}), **kernel}
         document.setdefault("firmware", "direct-kernel")

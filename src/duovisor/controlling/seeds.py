@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from duovisor.controlling.vms.volumes import Lend
     from duovisor.spec.vm import VirtualMachineSpec
 
-_ENDS = frozenset({EventKind.STOPPED, EventKind.CRASHED, EventKind.START_FAILED, EventKind.ROLLED_BACK})
+ENDS = frozenset({EventKind.STOPPED, EventKind.CRASHED, EventKind.START_FAILED, EventKind.ROLLED_BACK})
 SUFFIX = ".iso"
 
 
@@ -41,7 +41,7 @@ class Seeds:
 
     def on_event(self, event: VmEvent) -> None:
         """A VM that has ended needs its seed no more."""
-        if event.kind in _ENDS:
+        if event.kind in ENDS:
             self._path(event.name).unlink(missing_ok=True)
 
     def sweep(self, running: Collection[str]) -> None:

@@ -83,7 +83,10 @@ def find_obstacle(spec: VirtualMachineSpec, accelerator: Accelerator) -> str | N
     if accelerator is not Accelerator.KVM:
         return "the thin VMM runs on KVM alone"
     if spec.firmware is not Firmware.DIRECT_KERNEL:
-        return f"the thin VMM loads a kernel itself and has no {spec.firmware.upper()}"
+        return (
+            f"the thin VMM loads a kernel itself and has no {spec.firmware.upper()}: firmware direct-kernel "
+            "takes it off a disk of the VM's"
+        )
     if spec.cdroms:
         return "the thin VMM has no CD-ROM drive"
     if spec.tpm:
@@ -125,7 +128,7 @@ def build_thin(
         "cpus": spec.cpus,
         "cpu_model": spec.cpu_model,
         "memory_mib": spec.memory_mib,
-        "command_line": build_command_line(spec.kernel.command_line),
+        "command_line": build_command_line(spec.kernel.arguments),
         "devices": devices,
     }
     return LaunchPlan(

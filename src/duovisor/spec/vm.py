@@ -18,6 +18,7 @@ from pydantic import (
 from duovisor.spec.cdrom import BOOT_ORDER, MAX_CDROMS, BootDevice, CdromSpec
 from duovisor.spec.cloud_init import CloudInitSpec
 from duovisor.spec.firewall import Firewall
+from duovisor.spec.kernel import KernelSpec  # noqa: TC001  # pydantic reads the annotation at run time
 from duovisor.spec.limits import Bandwidth, CardLimits, ProcessorLimits
 from duovisor.spec.model import SpecModel
 from duovisor.spec.names import Text, VolumeName, check_name, check_text
@@ -172,14 +173,6 @@ DriverName = Annotated[str, AfterValidator(_check_driver)]
 DiskDriverName = Annotated[str, AfterValidator(_check_disk_driver)]
 OptionName = Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_]{0,62}$")]
 OptionValue = bool | int | float | Annotated[str, StringConstraints(max_length=4096)]
-
-
-class KernelSpec(SpecModel):
-    """A Linux kernel that the VMM loads itself, without firmware in between."""
-
-    path: Text = Field(min_length=1)
-    initrd: Text | None = None
-    command_line: Text = Field(default="", max_length=2047)  # COMMAND_LINE_SIZE of x86 Linux is 2048
 
 
 class DiskSpec(SpecModel):
@@ -432,7 +425,7 @@ class VirtualMachineSpec(ProcessorLimits):
     @model_validator(mode="after")
     def _check_kernel(self) -> VirtualMachineSpec:
         if self.firmware is Firmware.DIRECT_KERNEL and self.kernel is None:
-            raise ValueError("firmware direct-kernel needs a kernel: add kernel.path")
+            raise ValueError("firmware direct-kernel needs a kernel: add kernel.path, or kernel.disk")
         if self.firmware is not Firmware.DIRECT_KERNEL and self.kernel is not None:
             raise ValueError(f"a kernel is loaded only with firmware direct-kernel, not {self.firmware}")
         if self.secure_boot and self.firmware is not Firmware.UEFI:
@@ -490,9 +483,11 @@ class VirtualMachineSpec(ProcessorLimits):
 
     def without_places(self) -> VirtualMachineSpec:
         """The same without the places that each start finds, as a definition has it."""
-        found = {"path": "", "format": DiskFormat.RAW}
-        disks = tuple(disk.model_copy(update=found) if disk.is_found else disk for disk in self.disks)
+        nowhere = {"path": "", "format": DiskFormat.RAW}
+        disks = tuple(disk.model_copy(update=nowhere) if disk.is_found else disk for disk in self.disks)
         lent = {"bridge": None, "address": None}
         nics = tuple(nic.model_copy(update=lent) if nic.managed_network else nic for nic in self.nics)
         cdroms = tuple(CdromSpec(volume=each.volume) if each.volume else each for each in self.cdroms)
-        return self.model_copy(update={"disks": disks, "cdroms": cdroms, "nics": nics})
+        kernel = self.kernel.without_places() if self.kernel is not None else None
+        found = {"disks": disks, "cdroms": cdroms, "nics": nics, "kernel": kernel}
+        return self.model_copy(update=found)

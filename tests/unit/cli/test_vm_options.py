@@ -74,6 +74,7 @@ def test_secure_boot_means_uefi() -> None:
 
 def test_a_kernel_is_completed_and_sets_the_firmware() -> None:
     assert build("--kernel", "k") == {"kernel": {"path": "k"}, "firmware": "direct-kernel"}
+    assert build("--kernel-from-disk") == {"kernel": {"disk": 0}, "firmware": "direct-kernel"}
     base = {"kernel": {"path": "k", "command_line": "old"}, "firmware": "direct-kernel"}
     assert build("--initrd", "i", "--append", "new", base=base)["kernel"] == {
         "path": "k",

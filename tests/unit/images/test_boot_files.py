@@ -13,10 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from duovisor.controlling.formats.chain import read_chain
 from duovisor.controlling.images.boot_files import find_boot_files, find_versions, take_boot_files
-from duovisor.controlling.images.disk_reader import DiskReadError, open_reader
-from duovisor.controlling.images.ext4 import Ext4
+from duovisor.controlling.images.disk_reader import DiskReadError, open_chain, open_reader
 from duovisor.controlling.images.gpt import LINUX_ROOT_X86_64, Partition, build_tables
+from duovisor.spec.vm import DiskFormat
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -123,17 +124,78 @@ def test_a_kernel_without_its_ram_disk_is_left(tmp_path: Path) -> None:
     assert take_boot_files(tmp_path / "disk", tmp_path) is None
 
 
-def test_an_unreplayed_journal_is_not_read_over(system: Path, tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    shutil.copy(system, disk)
-    with disk.open("r+b") as file:
-        file.seek(1024 + 96)
-        flags = file.read(1)[0]
-        file.seek(1024 + 96)
-        file.write(bytes([flags | 4]))
-    descriptor = os.open(disk, os.O_RDONLY)
-    with pytest.raises(DiskReadError, match="features"):
-        Ext4(open_reader(descriptor), 0)
+def test_links_lead_to_the_kernel_that_the_guest_chose(tmp_path: Path) -> None:
+    write_system(tmp_path / "root", ("6.1.0-9", "6.1.0-10"), initrd="initrd.img-{}")
+    (tmp_path / "root/boot/vmlinuz-6.1.0-9").write_bytes(b"chosen")
+    (tmp_path / "root/vmlinuz").symlink_to("boot/vmlinuz-6.1.0-9")
+    (tmp_path / "root/initrd.img").symlink_to("/boot/../boot/./initrd.img-6.1.0-9")
+    make_file_system(tmp_path / "disk", tmp_path / "root")
+    found = take_boot_files(tmp_path / "disk", tmp_path)
+    assert found is not None
+    assert (found.version, found.kernel, found.command_line) == ("6.1.0-9", b"chosen", COMMAND_LINE)
+
+
+@pytest.mark.parametrize("target", ["vmlinuz", "boot/nothing", "../" * 40 + "x" * 200, ""])
+def test_links_that_lead_nowhere_are_none(system: Path, tmp_path: Path, target: str) -> None:
+    write_system(tmp_path / "root", ("6.1",), initrd="initrd.img-{}")
+    if target:
+        (tmp_path / "root/vmlinuz").symlink_to(target)
+    (tmp_path / "root/initrd.img").symlink_to("boot/initrd.img-6.1")
+    make_file_system(tmp_path / "disk", tmp_path / "root")
+    found = take_boot_files(tmp_path / "disk", tmp_path)
+    assert found is not None
+    assert found.version == "6.1"
+
+
+MENU = """
+menuentry 'Linux' {
+    linux PREFIX/vmlinuz-1 root=/dev/vda1 quiet console=ttyS0,115200
+    initrd PREFIX/early.img PREFIX/initrd.img-1
+}
+"""
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_what_grub_would_start_goes_before(tmp_path: Path, *, apart: bool) -> None:
+    write_system(tmp_path / "root", () if apart else ("1", "2"), initrd="initrd.img-{}")
+    boot = tmp_path / ("other" if apart else "root/boot")
+    (boot / "grub").mkdir(parents=True)
+    (boot / "grub/grub.cfg").write_text(MENU.replace("PREFIX", "" if apart else "/boot"))
+    for name, content in (("vmlinuz-1", b"one"), ("early.img", b"microcode"), ("initrd.img-1", INITRD)):
+        (boot / name).write_bytes(content)
+    systems = [tmp_path / "root.ext4"]
+    make_file_system(systems[0], tmp_path / "root")
+    if apart:
+        systems.append(tmp_path / "boot.ext4")
+        make_file_system(systems[1], boot, "-U", "random")
+    make_disk(tmp_path / "disk", *systems)
+    found = take_boot_files(tmp_path / "disk", tmp_path)
+    assert found is not None
+    assert (found.version, found.kernel) == ("1", b"one")
+    assert found.initrd == b"microcode\0\0\0" + INITRD
+    assert found.command_line == "root=/dev/vda1 quiet console=ttyS0,115200 console=hvc0"
+
+
+def test_a_clone_is_read_through_what_it_is_based_on(system: Path, tmp_path: Path) -> None:
+    base, top = tmp_path / "base.qcow2", tmp_path / "top.qcow2"
+    subprocess.run(["qemu-img", "convert", "-c", "-O", "qcow2", system, base], check=True)
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base, top, "64m"], check=True
+    )
+    commands = ["-c", "write -q -P 7 1k 512", "-c", "write -q -z 20m 1m"]
+    subprocess.run(["qemu-io", "-f", "qcow2", *commands, top], check=True)
+    with open_chain(read_chain(str(top), DiskFormat.QCOW2)) as reader:
+        assert reader.size == 64 << 20
+        assert reader.read(0, 3 << 10) == bytes(1 << 10) + b"\7" * 512 + system.read_bytes()[1536 : 3 << 10]
+        assert reader.read((16 << 20) - 4, 8) == system.read_bytes()[-4:] + bytes(4)
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base, top], check=True)
+    with open_chain(read_chain(str(top), DiskFormat.QCOW2)) as reader:
+        found = find_boot_files(reader)
+    assert found is not None
+    assert found.kernel == KERNEL
+    descriptor = os.open(top, os.O_RDONLY)
+    with pytest.raises(DiskReadError, match="another below it"):
+        open_reader(descriptor)
     os.close(descriptor)
 
 
@@ -147,6 +209,6 @@ def test_no_file_system_is_trusted(system: Path, tmp_path: Path, place: int, gar
     os.write(descriptor, data)
     found = None
     with contextlib.suppress(DiskReadError):
-        found = find_boot_files(descriptor)
+        found = find_boot_files(open_reader(descriptor))
     os.close(descriptor)
     assert found is None or found.command_line.startswith("root=UUID=")

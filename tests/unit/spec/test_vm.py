@@ -139,7 +139,10 @@ def test_kernel_and_firmware_belong_together() -> None:
     assert build(firmware="direct-kernel", kernel=kernel).kernel.command_line == ""
     assert "needs a kernel: add kernel.path" in refuse(firmware="direct-kernel")
     assert "only with firmware direct-kernel, not uefi" in refuse(firmware="uefi", kernel=kernel)
-    assert "kernel.path: " in refuse(firmware="direct-kernel", kernel={"path": " "})
+    assert "kernel: path is missing" in refuse(firmware="direct-kernel", kernel={"path": " "})
+    assert "found_arguments are of a kernel on a disk" in refuse(
+        firmware="direct-kernel", kernel={**kernel, "found_arguments": "x"}
+    )
     assert "at most 2047" in refuse(firmware="direct-kernel", kernel={**kernel, "command_line": "x" * 2048})
 
 

@@ -1,4 +1,4 @@
-"""Reads a disk image as its guest sees it: raw, or a qcow2 with nothing below it. No program, no mount.
+"""Reads a disk image as its guest sees it: raw, or qcow2 with what is below it. No program, no mount.
 
 Nothing in an image is trusted: what makes no sense is a ``DiskReadError``, and what is read is bounded.
 Source: QEMU docs/interop/qcow2.txt.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from contextlib import ExitStack, contextmanager
 from struct import Struct
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,7 +16,9 @@ from duovisor.controlling.formats.headers import HEAD_BYTES, HeaderError, guess_
 from duovisor.spec.vm import DiskFormat
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+    from duovisor.hypervisor.qemu.images import ImageFile
 
 READ_BYTES_MAX, OFFSET_MAX = 1 << 30, 1 << 62
 _HEADER = Struct(">4sIQIIQIIQ")  # …, cluster bits, size, encryption, entries of L1, place of L1
@@ -32,12 +35,19 @@ class DiskReadError(ValueError):
 class DiskReader(Protocol):
     """A disk of which ranges of bytes can be read."""
 
+    @property
+    def size(self) -> int:
+        """Bytes in it."""
+
     def read(self, offset: int, size: int) -> bytes:
         """Exactly ``size`` bytes. Raises ``DiskReadError`` or ``OSError``."""
 
 
 def open_reader(descriptor: int) -> DiskReader:
-    """The reader for an open image, by its first bytes. Raises ``DiskReadError`` or ``OSError``."""
+    """The reader for an open image with nothing below it, by its first bytes.
+
+    Raises ``DiskReadError`` or ``OSError``.
+    """
     head = os.pread(descriptor, HEAD_BYTES, 0)
     match guess_format(head):
         case None:
@@ -48,11 +58,34 @@ def open_reader(descriptor: int) -> DiskReader:
             raise DiskReadError(f"a {other} image is not read here")
 
 
+@contextmanager
+def open_chain(chain: Sequence[ImageFile]) -> Iterator[DiskReader]:
+    """The reader for an image and those below it, top first, whose headers were held against that.
+
+    Raises ``DiskReadError`` or ``OSError``.
+    """
+    reader: DiskReader | None = None
+    with ExitStack() as files:
+        for image in reversed(chain):
+            descriptor = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC)
+            files.callback(os.close, descriptor)
+            match image.format:
+                case DiskFormat.RAW:
+                    reader = RawReader(descriptor)
+                case DiskFormat.QCOW2:
+                    reader = Qcow2Reader(descriptor, os.pread(descriptor, HEAD_BYTES, 0), reader)
+                case other:
+                    raise DiskReadError(f"a {other} image is not read here")
+        assert reader is not None  # no chain is empty
+        yield reader
+
+
 class RawReader:
     """Of an image that is the disk."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        self.size = os.lseek(descriptor, 0, os.SEEK_END)
 
     def read(self, offset: int, size: int) -> bytes:
         check_range(offset, size)
@@ -63,19 +96,19 @@ class RawReader:
 
 
 class Qcow2Reader:
-    """Of a qcow2 image without backing file; what it has no cluster for is zeros."""
+    """Of a qcow2 image; what it has no cluster for is in the image ``below``, or zeros."""
 
-    def __init__(self, descriptor: int, head: bytes) -> None:
+    def __init__(self, descriptor: int, head: bytes, below: DiskReader | None = None) -> None:
         try:
             backing = parse_qcow2(head)
         except HeaderError as error:
             raise DiskReadError(f"the image {error}") from error
-        if backing is not None:
-            raise DiskReadError("the image has another below it")
-        _, _, _, _, bits, self._size, _, entries, place = _HEADER.unpack_from(head)
+        if (backing is not None) != (below is not None):
+            raise DiskReadError(f"the image has {'another' if below is None else 'nothing'} below it")
+        _, _, _, _, bits, self.size, _, entries, place = _HEADER.unpack_from(head)
         if not 9 <= bits <= 21 or entries > _L1_ENTRIES_MAX:
             raise DiskReadError("the qcow2 header makes no sense")
-        self._descriptor = descriptor
+        self._descriptor, self._below = descriptor, below
         self._bits, self._cluster = bits, 1 << bits
         check_range(place, entries * 8)
         table = os.pread(descriptor, entries * 8, place)
@@ -84,7 +117,7 @@ class Qcow2Reader:
 
     def read(self, offset: int, size: int) -> bytes:
         check_range(offset, size)
-        if offset + size > self._size:
+        if offset + size > self.size:
             raise DiskReadError(f"the disk ends before {offset + size} bytes")
         return b"".join(self._pieces(offset, size))
 
@@ -95,11 +128,20 @@ class Qcow2Reader:
             entry = self._find_entry(offset >> self._bits)
             if entry & _COMPRESSED:
                 yield self._inflate(entry)[within : within + take]
-            elif entry & _ZERO or not entry & _PLACE:
+            elif entry & _ZERO:
                 yield bytes(take)
+            elif not entry & _PLACE:
+                yield self._read_below(offset, take)
             else:
                 yield self._get((entry & _PLACE) + within, take)
             offset, size = offset + take, size - take
+
+    def _read_below(self, offset: int, size: int) -> bytes:
+        """What is below may be smaller; beyond its end are zeros."""
+        if self._below is None:
+            return bytes(size)
+        there = max(0, min(size, self._below.size - offset))
+        return (self._below.read(offset, there) if there else b"") + bytes(size - there)
 
     def _find_entry(self, cluster: int) -> int:
         per_table = self._cluster // 8

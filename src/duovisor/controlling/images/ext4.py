@@ -1,7 +1,8 @@
 """Reads files of an ext4 file system that nobody has mounted: plain functions over bytes, nothing is trusted.
 
-A journal that was not replayed, and what a cloud image's root has no reason to have (encryption, meta block
-groups, block maps of ext2), are ``DiskReadError``. Source: Linux Documentation/filesystems/ext4.
+What is in the journal and nowhere else yet is read from there. What a cloud image's root has no reason to
+have (encryption, meta block groups, block maps of ext2, a journal elsewhere) is a ``DiskReadError``. Source:
+Linux Documentation/filesystems/ext4.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
 from duovisor.controlling.images.disk_reader import DiskReadError
+from duovisor.controlling.images.ext4_journal import BLOCKS_MAX, JournaledDisk, read_journal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,15 +21,16 @@ if TYPE_CHECKING:
     from duovisor.controlling.images.disk_reader import DiskReader
 
 ROOT = 2
-FOLDER_BYTES_MAX = 16 << 20
+FOLDER_BYTES_MAX = 4 << 20  # of all folders that are looked at
 _MAGIC = 0xEF53
-_64_BIT = 0x80
-# FILETYPE EXTENTS 64BIT MMP FLEX_BG CSUM_SEED LARGEDIR; without 4, which says that the journal is needed
-_UNDERSTOOD = 0x2 | 0x40 | _64_BIT | 0x100 | 0x200 | 0x2000 | 0x4000
+_64_BIT, _RECOVER = 0x80, 0x4
+# FILETYPE RECOVER EXTENTS 64BIT MMP FLEX_BG CSUM_SEED LARGEDIR
+_UNDERSTOOD = 0x2 | _RECOVER | 0x40 | _64_BIT | 0x100 | 0x200 | 0x2000 | 0x4000
 _EXTENTS_FLAG = 0x80000
 _EXTENT_MAGIC = 0xF30A
 _EXTENT_DEPTH_MAX = 5
 _UNWRITTEN = 32768  # an extent that is longer is of zeros
+_LINKS_MAX, _LINK_BYTES_MAX = 8, 4096
 
 
 class Inode(NamedTuple):
@@ -50,7 +53,17 @@ class Ext4:
     """The file system that begins at a byte of a disk. Raises ``DiskReadError`` if there is none."""
 
     def __init__(self, disk: DiskReader, start: int) -> None:
-        head = disk.read(start + 1024, 1024)
+        self._start = start
+        self._folders: dict[int, dict[str, int]] = {}
+        self._folder_bytes_left = FOLDER_BYTES_MAX
+        head = self._begin(disk)
+        if struct.unpack_from("<I", head, 96)[0] & _RECOVER:
+            (journal,) = struct.unpack_from("<I", head, 224)
+            self._begin(self._recover(journal))
+
+    def _begin(self, disk: DiskReader) -> bytes:
+        """Read the superblock, which is returned."""
+        head = disk.read(self._start + 1024, 1024)
         (magic,) = struct.unpack_from("<H", head, 56)
         if magic != _MAGIC:
             raise DiskReadError("no ext4 is there")
@@ -58,7 +71,7 @@ class Ext4:
         (incompatible,) = struct.unpack_from("<I", head, 96)
         if incompatible & ~_UNDERSTOOD or shift > 6:
             raise DiskReadError(f"an ext4 with features {incompatible:#x} is not read here")
-        self._disk, self._start = disk, start
+        self._disk = disk
         self._block = 1024 << shift
         (self._inodes_per_group,) = struct.unpack_from("<I", head, 40)
         (self._inode_bytes,) = struct.unpack_from("<H", head, 88)
@@ -68,6 +81,68 @@ class Ext4:
             raise DiskReadError("the ext4 makes no sense")
         self._descriptors = (first + 1) * self._block
         self.uuid = UUID(bytes=head[104:120])
+        return head
+
+    def _recover(self, number: int) -> DiskReader:
+        """The disk as the journal, which is that file, would leave it."""
+        if not number:
+            raise DiskReadError("the journal is on another disk")
+        inode = self._read_inode(number)
+        blocks = min(inode.size // self._block, BLOCKS_MAX)
+        places: dict[int, int] = {}
+        for extent in self._extents(inode.tree, _EXTENT_DEPTH_MAX):
+            if extent.first < len(places):  # as in _read_content
+                raise DiskReadError("a tree of extents makes no sense")
+            if extent.first + extent.blocks > blocks or not extent.place:
+                break
+            places |= {extent.first + index: extent.place + index for index in range(extent.blocks)}
+
+        def read(block: int) -> bytes:
+            if block not in places:
+                raise DiskReadError("the journal has a hole")
+            return self._read(places[block] * self._block, self._block)
+
+        copies = read_journal(read, blocks)
+        found = {
+            block: (self._start + places[copy.place] * self._block, copy.escaped)
+            for block, copy in copies.items()
+            if copy.place in places
+        }
+        return JournaledDisk(self._disk, self._start, self._block, found)
+
+    def find(self, path: str) -> int | None:
+        """The inode of a file or folder, symbolic links followed; None where there is none."""
+        number, links = ROOT, 0
+        above: list[int] = []
+        names = path.split("/")[::-1]
+        while names:
+            name = names.pop()
+            if name in ("", "."):
+                continue
+            if name == "..":
+                number = above.pop() if above else ROOT
+                continue
+            found = self._list(number).get(name)
+            if found is None:
+                return None
+            inode = self._read_inode(found)
+            if not stat.S_ISLNK(inode.mode):
+                above.append(number)
+                number = found
+                continue
+            links += 1
+            if links > _LINKS_MAX:
+                return None
+            target = self._read_link(inode)
+            if target.startswith("/"):
+                number, above = ROOT, []
+            names += target.split("/")[::-1]
+        return number
+
+    def _read_link(self, inode: Inode) -> str:
+        short = inode.size < len(inode.tree)  # it lies where the tree would
+        data = inode.tree[: inode.size] if short else self._read_content(inode, _LINK_BYTES_MAX)
+        return data.decode(errors="replace")
 
     def list_folder(self, *path: str) -> dict[str, int]:
         """Names and inodes of what is in a folder; empty where there is none. Raises ``DiskReadError``."""
@@ -86,10 +161,16 @@ class Ext4:
         return self._read_content(inode, size_max)
 
     def _list(self, number: int) -> dict[str, int]:
+        if number not in self._folders:
+            self._folders[number] = self._read_folder(number)
+        return self._folders[number]
+
+    def _read_folder(self, number: int) -> dict[str, int]:
         inode = self._read_inode(number)
         if not stat.S_ISDIR(inode.mode):
             return {}
-        data = self._read_content(inode, FOLDER_BYTES_MAX)
+        data = self._read_content(inode, self._folder_bytes_left)
+        self._folder_bytes_left -= len(data)
         found = {}
         place = 0
         while place + 8 <= len(data):

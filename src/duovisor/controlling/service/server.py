@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from duovisor import __version__
 from duovisor.controlling.cloning import Cloner
 from duovisor.controlling.images.library import Library
+from duovisor.controlling.kernel_files import KernelFiles
 from duovisor.controlling.networks.lending import Sweeper, lend_all
 from duovisor.controlling.networks.networks import Networks
 from duovisor.controlling.seeds import Seeds
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from duovisor.controlling.service.config import ServiceConfig
 
 STORE_FILE = "store.sqlite"
-SEEDS_FOLDER = "seeds"
+SEEDS_FOLDER, KERNELS_FOLDER = "seeds", "kernels"
 OPERATIONS_GRACE_S = 5.0
 
 Emit = Callable[[VmEvent], None]
@@ -125,6 +126,7 @@ async def open_service(
         storage = Storage(store, directories)
         settled = await storage.recover()
         library, seeds = Library(storage, directories), Seeds(directories.state / SEEDS_FOLDER)
+        kernels = KernelFiles(directories.state / KERNELS_FOLDER)
         library.sweep()
 
         networks = Networks(store, directories, lambda name, said: note_server(events, name, said))
@@ -136,14 +138,16 @@ async def open_service(
         def tell(event: VmEvent) -> None:
             note(events, event)
             seeds.on_event(event)
+            kernels.on_event(event)
             sweeper.notice(event)
 
-        lend = lend_all(seeds.around(Lender(storage).lend), networks.place)
+        lend = lend_all(kernels.around(seeds.around(Lender(storage).lend)), networks.place)
         manager = make_manager(store, directories, tell, lend)
         await manager.open()
         stack.push_async_callback(manager.close)
         recovery = await manager.recover()
         seeds.sweep(recovery.adopted)
+        kernels.sweep(recovery.adopted)
         cloner = Cloner(store, storage, Definitions(store), manager.create)
         undone = await cloner.recover()
         who = service_identity().name

@@ -34,6 +34,7 @@ def check_places(spec: VirtualMachineSpec) -> None:
         if disk.is_found and disk.path:
             other = f"the volume {disk.volume}" if disk.volume is not None else "cloud_init"
             raise DiskFileError(f"a disk has both {other} and the path {disk.path}", remedy="leave path out")
+    _check_kernel(spec)
     for index, nic in spec.numbered_nics():
         if nic.managed_network is not None and (nic.bridge is not None or nic.address is not None):
             key = "bridge" if nic.bridge is not None else "address"
@@ -41,6 +42,21 @@ def check_places(spec: VirtualMachineSpec) -> None:
                 f"nic{index} has both the network {nic.managed_network} and a {key}",
                 remedy=f"leave {key} out",
             )
+
+
+def _check_kernel(spec: VirtualMachineSpec) -> None:
+    if spec.kernel is None or spec.kernel.disk is None:
+        return
+    if spec.kernel != spec.kernel.without_places():
+        raise DiskFileError(
+            f"the kernel is taken from disk{spec.kernel.disk} at each start, and has a place besides",
+            remedy="leave kernel.path, initrd and found_arguments out, or kernel.disk",
+        )
+    if spec.kernel.disk not in dict(spec.numbered_disks()):
+        raise DiskFileError(
+            f"the kernel is to be on disk{spec.kernel.disk}, which the VM has not",
+            remedy="kernel.disk is the number of one of its disks",
+        )
 
 
 def find_disk(active: Iterable[ActiveVm], volume: str) -> tuple[ActiveVm, str]:

@@ -10,7 +10,8 @@ from duovisor.spec.vm import Firmware
 
 if TYPE_CHECKING:
     from duovisor.hypervisor.plan import VmmPaths
-    from duovisor.spec.vm import KernelSpec, VirtualMachineSpec
+    from duovisor.spec.kernel import KernelSpec
+    from duovisor.spec.vm import VirtualMachineSpec
 
 # where the files appear to a VMM in a sandbox
 SANDBOX_KERNEL = "/boot/kernel"
@@ -42,8 +43,8 @@ def _build_kernel(kernel: KernelSpec, *, sandboxed: bool) -> list[str]:
     arguments = ["-kernel", SANDBOX_KERNEL if sandboxed else kernel.path]
     if kernel.initrd:
         arguments += ["-initrd", SANDBOX_INITRD if sandboxed else kernel.initrd]
-    if kernel.command_line:
-        arguments += ["-append", kernel.command_line]
+    if kernel.arguments:
+        arguments += ["-append", kernel.arguments]
     return arguments
 
 

@@ -1,0 +1,131 @@
+"""Kernels that are on VMs' own disks: taken from there at each start, removed when the VM has ended.
+
+What is on such a disk its guest wrote, and nothing of it is trusted: ``images/boot_files.py`` reads it as
+bytes, within bounds. The VMM gets copies, which only it may read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+from duovisor.controlling.errors import BootFileError
+from duovisor.controlling.formats.chain import read_chain
+from duovisor.controlling.images.boot_files import find_boot_files
+from duovisor.controlling.images.disk_reader import DiskReadError, open_chain
+from duovisor.controlling.seeds import ENDS
+from duovisor.hypervisor.qemu.disks import disk_socket
+from duovisor.hypervisor.qemu.images import ImageFile
+from duovisor.sandbox import uid_of
+from duovisor.spec.vm import BLOCK_DRIVER, DiskFormat
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Collection
+    from pathlib import Path
+
+    from duovisor.controlling.images.boot_files import BootFiles
+    from duovisor.controlling.vms.records import VmEvent
+    from duovisor.controlling.vms.volumes import Lend
+    from duovisor.spec.vm import DiskSpec, VirtualMachineSpec
+
+KERNEL_SUFFIX, INITRD_SUFFIX = ".vmlinuz", ".initrd"
+ARGUMENTS_MAX = 1024  # half of what Linux takes: the rest is the definition's
+FORMATS = (DiskFormat.RAW, DiskFormat.QCOW2)
+
+
+class KernelFiles:
+    """The kernels of one host's VMs, in ``folder``: ``VM.vmlinuz`` and ``VM.initrd``."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def around(self, lend: Lend) -> Lend:
+        """What lends a specification its volumes, and then the kernel that is on one of its disks."""
+
+        @asynccontextmanager
+        async def lend_both(spec: VirtualMachineSpec) -> AsyncIterator[VirtualMachineSpec]:
+            async with lend(spec) as found:
+                if found.kernel is not None and found.kernel.disk is not None:
+                    found = await asyncio.to_thread(self._take, found, found.kernel.disk)
+                yield found
+
+        return lend_both
+
+    def on_event(self, event: VmEvent) -> None:
+        """A VM that has ended needs its kernel no more."""
+        if event.kind in ENDS:
+            for suffix in (KERNEL_SUFFIX, INITRD_SUFFIX):
+                (self._folder / f"{event.name}{suffix}").unlink(missing_ok=True)
+
+    def sweep(self, running: Collection[str]) -> None:
+        """Remove what belongs to no VM that runs."""
+        for suffix in (KERNEL_SUFFIX, INITRD_SUFFIX):
+            for path in self._folder.glob(f"*{suffix}"):
+                if path.name.removesuffix(suffix) not in running:
+                    path.unlink()
+
+    def _take(self, spec: VirtualMachineSpec, slot: int) -> VirtualMachineSpec:
+        disk = dict(spec.numbered_disks()).get(slot)
+        if disk is None:
+            raise BootFileError(
+                f"the kernel of {spec.name} is to be on {disk_socket(slot)}, which it has not",
+                remedy="kernel.disk is the number of one of its disks",
+            )
+        found = read_kernel(disk, f"{disk_socket(slot)} of {spec.name}")
+        assert spec.kernel is not None  # of one whose kernel is on a disk
+        places = {
+            "path": str(self._write(spec.name, KERNEL_SUFFIX, found.kernel)),
+            "initrd": str(self._write(spec.name, INITRD_SUFFIX, found.initrd)),
+            "found_arguments": found.command_line,
+        }
+        return spec.model_copy(update={"kernel": spec.kernel.model_copy(update=places)})
+
+    def _write(self, name: str, suffix: str, content: bytes) -> Path:
+        path = self._folder / f"{name}{suffix}"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.unlink(missing_ok=True)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
+            with open(descriptor, "wb") as file:
+                file.write(content)
+                with suppress(PermissionError):  # where the VMM is of our own uid
+                    os.fchown(file.fileno(), uid_of(name), -1)
+        except OSError as error:
+            raise BootFileError(f"cannot write the kernel's copy {path}: {error.strerror}") from error
+        return path
+
+
+def read_kernel(disk: DiskSpec, what: str) -> BootFiles:
+    """What a disk would start: ``what`` it is, for people. Raises ``BootFileError`` or ``DiskFileError``."""
+    if disk.driver != BLOCK_DRIVER or not disk.path:
+        raise BootFileError(
+            f"the kernel is to be on {what}, which only the driver {disk.driver} can read",
+            remedy="name the kernel's file: kernel.path",
+        )
+    if disk.format not in FORMATS:
+        raise BootFileError(
+            f"the kernel is to be on {what}, a {disk.format} image; raw and qcow2 are read here",
+            remedy="duovisor volume clone --format qcow2 makes a volume that is; or name kernel.path",
+        )
+    raw = disk.format is DiskFormat.RAW
+    chain = (ImageFile(disk.path, disk.format, False),) if raw else read_chain(disk.path, disk.format)
+    try:
+        with open_chain(chain) as reader:
+            found = find_boot_files(reader)
+    except DiskReadError as error:
+        raise BootFileError(f"the kernel on {what} cannot be read: {error}", remedy=_REMEDY) from error
+    except OSError as error:
+        raise BootFileError(f"cannot read {what}: {error.strerror}") from error
+    if found is None:
+        raise BootFileError(f"there is no kernel with a RAM disk on {what}", remedy=_REMEDY)
+    if len(found.command_line) > ARGUMENTS_MAX or not found.command_line.isprintable():
+        raise BootFileError(
+            f"the kernel's command line on {what} has more than {ARGUMENTS_MAX} characters, or is no text",
+            remedy="correct GRUB_CMDLINE_LINUX in the guest, which firmware bios starts",
+        )
+    return found
+
+
+_REMEDY = "it must be Linux on ext4, as docs/images.md says; start it with firmware bios, or name kernel.path"
