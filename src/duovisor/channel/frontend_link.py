@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     Inflight = tuple[int, InflightDescription]
     """A log of requests in flight: its descriptor, and what it was made for."""
 
+ROW_MAX = 32  # of requests without an answer: a socket holds some hundred such messages
+
 
 class FrontEndLink:
     """The requests of a front end on one connected socket, which ``close`` closes."""
@@ -49,6 +51,8 @@ class FrontEndLink:
         self.connection = Connection(connected)
         self.timeout_s = timeout_s
         self.protocol_features = 0
+        self._in_a_row = False
+        self._unanswered: list[Request] = []
 
     def close(self) -> None:
         """Close the connection as a VMM that ends does; what is in flight stays so."""
@@ -114,6 +118,7 @@ class FrontEndLink:
         """
         if not self.protocol_features & bits.PROTOCOL_INFLIGHT_SHMFD:
             return None
+        self._settle()
         self.send(Request.GET_INFLIGHT_FD, build_inflight(InflightDescription(0, 0, queues, queue_size)))
         message = self._receive(Request.GET_INFLIGHT_FD)
         try:
@@ -165,12 +170,22 @@ class FrontEndLink:
 
     # Messages
 
+    def begin_row(self) -> None:
+        """Send what follows without a wait for each acknowledgement, until ``end_row``."""
+        self._in_a_row = True
+
+    def end_row(self) -> None:
+        """Wait for the acknowledgements of what was sent in a row."""
+        self._in_a_row = False
+        self._settle()
+
     def send(self, request: Request, payload: bytes, descriptors: Sequence[int] = (), flags: int = 0) -> None:
         """Send a request and wait for nothing."""
         self.connection.send(request, payload, flags, tuple(descriptors))
 
     def ask(self, request: Request, payload: bytes = b"", descriptors: Sequence[int] = ()) -> bytes:
         """Send a request that has an answer of its own, and return it."""
+        self._settle()
         self.send(request, payload, descriptors)
         message = self._receive(request)
         message.close()
@@ -181,6 +196,14 @@ class FrontEndLink:
         acknowledged = bool(self.protocol_features & bits.PROTOCOL_REPLY_ACK)
         self.send(request, payload, descriptors, FLAG_NEED_REPLY if acknowledged else 0)
         if acknowledged:
+            self._unanswered.append(request)
+            if not self._in_a_row or len(self._unanswered) == ROW_MAX:
+                self._settle()
+
+    def _settle(self) -> None:
+        """Take the acknowledgements that are due; they come in the order of the requests."""
+        unanswered, self._unanswered = self._unanswered, []
+        for request in unanswered:
             message = self._receive(request)
             message.close()
             if parse_u64(message.payload):

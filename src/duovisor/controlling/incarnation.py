@@ -104,6 +104,7 @@ class Incarnation:
         self.ruled: set[str] = set()  # TAPs that got rules after the start
         self.change: DeviceChange | None = None
         self.full: tuple[str, ...] = ()
+        self.spares_after_s = SPARES_AFTER_S
         self.on_full: Callable[[str], Awaitable[bool]] = _let_wait
         self.files: dict[str, ExitStack] = {}  # of devices that were plugged in
         self.media = Media(vmm.run_dir, note, tell)
@@ -365,7 +366,7 @@ class Incarnation:
         for index, device in enumerate(checked.devices):
             self.add_device(plan_device(self.spec, index, device, self.held))
         early = [each for name, each in self.devices.items() if name not in self.vmm.plan.bound]
-        spare_after_s = SPARES_AFTER_S if old is None else 0.0  # not in the pause of a guest that moves
+        spare_after_s = self.spares_after_s if old is None else 0.0  # not in the pause of a guest that moves
         await asyncio.gather(*(each.start(spare_after_s=spare_after_s) for each in early))
         passt = checked.capabilities.tools.passt
         for index, nic in self.spec.numbered_nics():

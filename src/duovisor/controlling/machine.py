@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from duovisor.spec.vm import VirtualMachineSpec
 
 SHUTDOWN_GRACE_S = 20.0
+# spares of a restored guest: it loads its memory first, at the latest; then it has something to do at once
+SPARES_AFTER_LOADING_S, SPARES_AFTER_S = 20.0, 2.0
 
 
 class Machine:
@@ -152,13 +154,12 @@ class Machine:
             undo.pop_all()
         try:
             machine.group = VmGroup(spec, None)
-            machine.group = await open_vm_group(spec, capabilities, machine.run_dir)
             machine.write()  # from here on a successor can undo what we do
             create_memory_file(place.memory_file, spec.memory_mib, vmm.owner)
-            machine.current.prepare()
             await machine._begin(checked, saved)
-            await machine._settle(adopted=False)
-            factories.prepare_vmm()
+            spares_after_s = 0.0 if saved is None else SPARES_AFTER_S
+            await machine._settle(adopted=False, spares_after_s=spares_after_s)
+            factories.prepare_vmm(spares_after_s)
         except BaseException:
             await machine.clean_up()
             raise
@@ -173,16 +174,23 @@ class Machine:
             die_with_owner=self.die_with_owner,
         )
         if saved is None:
+            await self._prepare(checked)
             await begin()
             await self.current.run()
             return
+        self.current.spares_after_s = SPARES_AFTER_LOADING_S
         async with loading(saved, self.place.memory_file) as loaded:
+            await self._prepare(checked)
             state = open_state(saved)
             try:
                 await begin(state=state)
             finally:
                 os.close(state)
             await self.current.run(loaded)
+
+    async def _prepare(self, checked: CheckedStart) -> None:
+        self.group = await open_vm_group(checked.spec, checked.capabilities, self.run_dir)
+        self.current.prepare()
 
     @classmethod
     async def adopt(
@@ -330,7 +338,7 @@ class Machine:
             for each in incarnation.processes:
                 self.group.place(each.device, each.watched_pid)
 
-    async def _settle(self, *, adopted: bool) -> None:
+    async def _settle(self, *, adopted: bool, spares_after_s: float = 0.0) -> None:
         """The VMM runs: listen to its console, and tell others that it does."""
         await limit_disks_inside(self.current)
         self.place.point_to(self.current.number)
@@ -339,7 +347,7 @@ class Machine:
         self._phase = Phase.RUNNING
         self.current.settle()
         for device in self.devices.values():
-            device.want_spare()
+            device.want_spare(spares_after_s)
         self._full_disks.watch()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import signal
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.contract.thin_vmm.lab import find_gaps
 
+from duovisor.controlling import machine
 from duovisor.hypervisor import thin_spare
 from duovisor.hypervisor.errors import VmmStartError
 from duovisor.process_identity import read_children
@@ -53,6 +55,33 @@ async def test_the_one_that_waits_becomes_the_next_vmm(lab: Lab) -> None:
         assert read_vmm_pids(manager) == (pid, watched)
         said = await lab.wait_more(manager)
         assert find_gaps(said[-50:]) == 0
+
+
+async def test_a_restored_guest_answers_before_spares_are_started(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "SPARES_AFTER_S", 3600.0)
+    async with lab.managed() as manager:
+        await lab.define(manager)
+        await manager.start("vm")
+        await manager.create_snapshot("vm", "one")
+        await manager.stop("vm")
+        await manager.restore_snapshot("vm", "one")
+        factories, vm = manager._host._factories, manager._host.active[0]
+        await lab.wait_more(manager)
+        assert factories._vmm is None
+        statuses = [device.describe() for device in vm.machine.devices.values()]
+        assert [status.spare_pid for status in statuses] == [None] * len(statuses)
+        factories.prepare_vmm()  # somebody starts another VM: what was to come later, comes now, and once
+        find_waiting(manager)
+        assert factories._later is None
+        for device in vm.machine.devices.values():
+            device.want_spare()
+        async with asyncio.timeout(60):
+            while any(device.describe().spare_pid is None for device in vm.machine.devices.values()):
+                await asyncio.sleep(0.02)
+        await manager.stop("vm")
+        await manager.delete_snapshot("vm", "one")
 
 
 async def test_it_has_become_somebody_who_can_do_nothing(lab: Lab) -> None:

@@ -20,6 +20,7 @@ from duovisor.channel import messages as m
 from duovisor.channel.connection import Connection
 from duovisor.channel.errors import ChannelError, PeerClosedError, ProtocolError
 from duovisor.channel.frontend import FrontEnd
+from duovisor.channel.frontend_link import ROW_MAX, FrontEndLink
 from duovisor.channel.inflight import buffer_bytes
 from duovisor.channel.messages import FLAG_REPLY, Request
 
@@ -221,6 +222,43 @@ def test_configuration_that_was_not_asked_for_is_refused(
     backend.lie(Request.GET_CONFIG, answer)
     with pytest.raises(ProtocolError):
         front.get_config(0, 8)
+
+
+@pytest.fixture
+def link(backend: HostileBackend) -> Iterator[FrontEndLink]:
+    made = FrontEndLink(backend.socket.dup(), TIMEOUT_S)
+    made.negotiate(bits.CHANNEL_PROTOCOL_FEATURES, 1)
+    yield made
+    made.close()
+
+
+def test_a_refusal_in_a_row_is_told_at_its_end(backend: HostileBackend, link: FrontEndLink) -> None:
+    backend.lie(Request.SET_VRING_NUM, m.build_u64(1))
+    link.begin_row()
+    link.set_features(0)
+    link.request(Request.SET_VRING_NUM, m.build_vring_state(0, 8))
+    link.set_features(0)
+    with pytest.raises(ProtocolError, match="refuses SET_VRING_NUM"):
+        link.end_row()
+
+
+def test_who_asks_in_a_row_gets_the_answer_to_that(backend: HostileBackend, link: FrontEndLink) -> None:
+    link.begin_row()
+    for _ in range(3 * ROW_MAX):  # more than a socket holds of a back end that waits for its answers' reader
+        link.set_features(0)
+    assert link.get_config(0, 8) == bytes(8)
+    assert link.stop_queue(0) == 0
+    link.end_row()
+    link.set_features(0)
+
+
+def test_a_row_that_nobody_answers_ends_in_time(backend: HostileBackend, link: FrontEndLink) -> None:
+    backend.lies[Request.SET_FEATURES] = lambda message: None
+    link.begin_row()
+    for _ in range(ROW_MAX - 1):
+        link.set_features(0)
+    with pytest.raises(ProtocolError, match="did not answer"):
+        link.set_features(0)
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

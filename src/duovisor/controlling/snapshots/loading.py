@@ -31,6 +31,7 @@ async def loading(saved: SavedMachine, memory_file: Path) -> AsyncIterator[Await
     """
     task = asyncio.create_task(_load(saved.folder / MEMORY, memory_file))
     try:
+        await asyncio.sleep(0)  # it has begun
         yield task
     finally:
         task.cancel()

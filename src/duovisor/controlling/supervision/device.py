@@ -102,9 +102,9 @@ class DeviceSupervisor:
             await self.crew.serve_new(await self._factories.get(self.plan.modules))
         self.supervise()
 
-    def want_spare(self) -> None:
-        """There is time for it now."""
-        self._spare_from = 0.0
+    def want_spare(self, after_s: float = 0.0) -> None:
+        """There is time for it now, or so many seconds from now."""
+        self._spare_from = time.monotonic() + after_s
         self._poked.set()
 
     def supervise(self) -> None:

@@ -45,6 +45,7 @@ class Factories:
         self._lock = asyncio.Lock()
         self._vmm: Spare | None = None
         self._vmm_kind: SpareKind | None = None
+        self._later: asyncio.TimerHandle | None = None
 
     async def get(self, modules: Modules = Modules.USUAL) -> PartitionFactory:
         """The factory of drivers that need these modules. Raises ``PartitionError``."""
@@ -80,16 +81,23 @@ class Factories:
             waiting.discard()
         return Spare(self._vmm_kind, self._name_log("vmm"))
 
-    def prepare_vmm(self) -> None:
+    def prepare_vmm(self, after_s: float = 0.0) -> None:
         """Have a process wait for the next machine on the thin VMM, where there was one before.
 
-        Raises ``ProgramNotFoundError``.
+        It is started at once, or so many seconds from now. Raises ``ProgramNotFoundError``.
         """
-        if self._vmm is None and self._vmm_kind is not None:
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+        if after_s:
+            self._later = asyncio.get_running_loop().call_later(after_s, self.prepare_vmm)
+        elif self._vmm is None and self._vmm_kind is not None:
             self._vmm = Spare(self._vmm_kind, self._name_log("vmm"))
 
     async def close(self) -> None:
         """End the factories; their partitions live on unless they end with their owner."""
+        if self._later is not None:
+            self._later.cancel()
         if self._vmm is not None:
             self._vmm.discard()
             self._vmm = None

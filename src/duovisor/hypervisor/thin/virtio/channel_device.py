@@ -232,6 +232,7 @@ class ChannelDevice:
     # Queues
 
     def _start_queues(self, link: FrontEndLink) -> None:
+        link.begin_row()  # it may be in a guest's pause
         self._set_features(link)
         if self._inflight is None:
             self._inflight = link.get_inflight(len(self.queues), self._description.queue_size)
@@ -244,6 +245,7 @@ class ChannelDevice:
                 link.start_queue(self._address(queue), queue.size, base, queue.kick, queue.call)
                 if self._driver_features & bits.PROTOCOL_FEATURES:
                     link.enable_queue(queue.index)
+        link.end_row()
 
     def _set_features(self, link: FrontEndLink) -> None:
         if self._log is not None:
