@@ -75,7 +75,7 @@ class Trial:
         for thread in self._threads:
             thread.start()
         while self.kills < kills:
-            time.sleep(self._random.uniform(*LIFE_S))
+            time.sleep(self._random.uniform(*LIFE_S) * max(1.0, self._start_s))
             self._cycle(kills)
             if self.kills < kills:
                 self._pause.resume()

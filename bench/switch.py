@@ -35,7 +35,7 @@ from bench.driver_pauses import summarize
 from bench.switch_beat import fill_memory, find_longest, parse_gaps, start_watching, wait_counting, write_disk
 from bench.switch_figures import build_document, print_figures, summarize_reports
 from bench.switch_guest import MovingGuest, start_network_load
-from bench.switch_holdings import count_holdings
+from bench.switch_holdings import settle_holdings
 from bench.switch_pauses import Window, count_lost, find_lags, find_waits
 from tests.networks import BRIDGE, enter_network, why_no_namespace
 
@@ -111,10 +111,9 @@ async def measure_loaded(
         switching = await switch_again_and_again(
             machine, 2, capabilities
         )  # whatever is made once is there then
-        before = count_holdings(machine, is_bridged=is_bridged)
+        before = await settle_holdings(machine, is_bridged=is_bridged)
         rest = await switch_again_and_again(machine, times - 2, capabilities)
-        await asyncio.sleep(REST_S)
-        grown = count_holdings(machine, is_bridged=is_bridged).count_more(before)
+        grown = (await settle_holdings(machine, before, is_bridged=is_bridged)).count_more(before)
         switching = switching.join(rest)
         print("\nwaiting for the guest's last round and its verification")
         seen = await network.stop() if network else None

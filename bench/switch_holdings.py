@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from tests.networks import list_ports
@@ -11,6 +14,10 @@ from duovisor.process_identity import read_children
 
 if TYPE_CHECKING:
     from duovisor.controlling.machine import Machine
+
+
+SETTLE_S = 30.0  # of a machine that is busy; what is left then is left for good
+POLL_S = 0.5
 
 
 class Holdings(NamedTuple):
@@ -42,6 +49,19 @@ def count_holdings(machine: Machine, *, is_bridged: bool) -> Holdings:
         sockets=sockets,
         taps=len(list_ports()) if is_bridged else 0,
     )
+
+
+async def settle_holdings(machine: Machine, wanted: Holdings | None = None, *, is_bridged: bool) -> Holdings:
+    """Count when what has just ended is gone: the count is as ``wanted``, or for a while the same."""
+    deadline = time.monotonic() + SETTLE_S
+    last = None
+    while True:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended while it was looked at
+            count = count_holdings(machine, is_bridged=is_bridged)
+            if count == (wanted or last) or (last is not None and time.monotonic() > deadline):
+                return count
+            last = count
+        await asyncio.sleep(POLL_S)
 
 
 def _list_descendants(pid: int) -> list[int]:

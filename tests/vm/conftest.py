@@ -51,7 +51,7 @@ class Guest(NamedTuple):
     probe: ProbeClient
     report: BootReport
 
-    async def output(self, command: str, *, timeout_s: float = 60.0) -> str:
+    async def output(self, command: str, *, timeout_s: float = 180.0) -> str:
         """Run a command in the guest, which must succeed, and return what it printed."""
         done = await self.probe.run(command, timeout_s=timeout_s)
         assert done.exit == 0, f"{command}: {done.output.decode(errors='replace')}"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from duovisor.controlling.supervision.device import DeviceSupervisor
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 180.0
 AT_FIRST_BYTES_S = 1 << 20
 FIRST_PASS_BYTES_S = 64 << 20
 HELD_BYTES_S = 40 << 10  # a page each tenth of a second

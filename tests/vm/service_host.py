@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from duovisor.directories import Directories
 
 ANY = {"If-Match": "*"}
-COMMAND_TIMEOUT_S = 60.0
+COMMAND_TIMEOUT_S = 180.0
 BOOT_TIMEOUT_S = 300.0  # for what hangs: three seconds are enough on a machine that is not busy
 KERNEL_SPEAKS = {"command_line": "console=ttyS0 cryptomgr.notests"}  # the image's own is quiet
 

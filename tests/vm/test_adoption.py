@@ -72,7 +72,7 @@ async def run_service(directories: Directories, spec: VirtualMachineSpec) -> VmS
     )  # fmt: skip
     assert service.stdout is not None
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(BOOT_TIMEOUT_S):
             line = await service.stdout.readline()
     finally:
         service.kill()
@@ -119,7 +119,7 @@ async def test_a_successor_adopts(
     assert spec.ports == (PORT_NAME,)
     async with connect_probe(port) as guest:
         await guest.wait_booted(BOOT_TIMEOUT_S)  # nobody owns the VM now, and it runs
-        done = await guest.run("echo written | dd of=/dev/vda conv=fsync,sync bs=512", timeout_s=30)
+        done = await guest.run("echo written | dd of=/dev/vda conv=fsync,sync bs=512", timeout_s=120)
         assert done.exit == 0
     for _ in range(2):  # a service after the other
         async with adopting(folders) as manager:

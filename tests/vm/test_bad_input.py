@@ -38,7 +38,7 @@ pytestmark = pytest.mark.vm
 DESIGNS = ("monolithic", "microkernelized")
 OF_THE_SERVICE = ("vms", "duovisord.sock", "duovisord.log", "duovisord.start.lock")
 WRONG, NOT_FOUND, IN_USE, HOST_CANNOT, FAILED = 2, 3, 4, 5, 6
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 180.0
 STRANGER = 54321
 
 both_designs = pytest.mark.parametrize("design", DESIGNS)
@@ -201,7 +201,7 @@ def test_an_image_locked_by_a_disk_tool(host: Host, image: Path, design: str) ->
     try:
         assert f"{image} is in use by another VM or disk tool" in refuse_locked(host, image, design)
     finally:
-        tool.communicate("quit\n", timeout=20)
+        tool.communicate("quit\n", timeout=120)
 
 
 @both_designs

@@ -46,8 +46,8 @@ pytestmark = pytest.mark.vm
 
 MONO, MICRO = Design.MONOLITHIC, Design.MICROKERNELIZED
 TINY = QUICK.model_copy(update={"job_s": 0.3, "idle_s": 0.3, "load_s": 1.5})
-COMMAND_S = 240.0
-WAIT_S = 30.0
+COMMAND_S = 900.0
+WAIT_S = 120.0
 
 
 @pytest.fixture

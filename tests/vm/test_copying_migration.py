@@ -163,7 +163,7 @@ class Stream:
         """Send it all, and wait until the guest's kernel has it."""
         self._writer.write(self._data)
         descriptor = self._writer.get_extra_info("socket").fileno()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while self._writer.transport.get_write_buffer_size() or _count_unacknowledged(descriptor):
                 await asyncio.sleep(0.02)
 
@@ -183,7 +183,7 @@ async def open_stream(guest: Guest) -> AsyncIterator[Stream]:
             "killall udhcpc; ip addr add 10.77.0.2/24 dev eth0; ip link set eth0 up; "
             f"(nc {HOST} {port} </dev/null >/tmp/got; touch /tmp/ended) >/dev/null 2>&1 & true"
         )
-        stream = Stream(await asyncio.wait_for(connected.get(), 30))
+        stream = Stream(await asyncio.wait_for(connected.get(), 120))
         await guest.output("killall -STOP nc")
         try:
             yield stream

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.vm
 
 FIND = "/dev/$(grep -l {} /sys/block/vd*/serial | cut -d/ -f4)"
 # the kernel tells of a device a moment after its order was answered
-AWAIT = "for i in $(seq 100); do {} >/dev/null 2>&1 && break; sleep 0.1; done; {}"
+AWAIT = "for i in $(seq 600); do {} >/dev/null 2>&1 && break; sleep 0.1; done; {}"
 
 QCOW2 = {"disk": {"volume": "data", "serial": "qcow2"}}
 SLOTS = "/sys/bus/pci/slots"
@@ -49,7 +49,7 @@ def refuse(client: ServiceClient, action: str, document: Any) -> str:
 
 
 async def output(guest: ProbeClient, command: str) -> str:
-    done = await guest.run(command, timeout_s=60)
+    done = await guest.run(command, timeout_s=180)
     assert done.exit == 0, (command, done.output)
     return done.output.decode()
 
@@ -85,7 +85,7 @@ async def read_slowly(client: ServiceClient, guest: ProbeClient, device: str, se
 
 async def lease(guest: ProbeClient) -> None:
     await await_output(guest, "ls -d /sys/class/net/eth*")
-    said = await output(guest, "udhcpc -q -n -t 5 -T 1 -i eth0 -s /bin/dhcp-event && ip addr")
+    said = await output(guest, "udhcpc -q -n -t 30 -T 1 -i eth0 -s /bin/dhcp-event && ip addr")
     assert "10.0.2.15" in said
 
 
@@ -180,6 +180,6 @@ def kill_driver(client: ServiceClient, device: str) -> None:
 
 
 async def wait_event(client: ServiceClient, action: str) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(180):
         while not any(each["action"] == action for each in client.get("/v1/events?limit=1000")["items"]):
             await asyncio.sleep(0.05)

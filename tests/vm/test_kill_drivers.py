@@ -25,7 +25,7 @@ def test_a_few_kills_are_not_noticed(folders: Directories, disk_format: str) -> 
     places = {"DUOVISOR_STATE_DIR": str(folders.state), "DUOVISOR_RUNTIME_DIR": str(folders.runtime)}
     done = subprocess.run(
         [sys.executable, str(BENCH), *words], env=os.environ | places, capture_output=True, text=True,
-        check=False, timeout=300,
+        check=False, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(figures.read_text())

@@ -32,7 +32,7 @@ def test_no_stream_breaks(folders: Directories) -> None:
     places = {"DUOVISOR_RUNTIME_DIR": str(folders.runtime)}
     done = subprocess.run(
         [sys.executable, str(BENCH), *words, "--json", str(figures)], env=os.environ | places,
-        capture_output=True, text=True, check=False, timeout=600,
+        capture_output=True, text=True, check=False, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(figures.read_text())

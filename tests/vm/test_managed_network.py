@@ -23,6 +23,7 @@ from tests.networks import (
 )
 from tests.vm.service_host import ANY, build_document, reach_guest
 from tests.vm.test_volumes import do, refuse
+from tests.vm.waiting import LISTENS
 
 from duovisor.client.service import vm_path
 from duovisor.spec.vm import Design
@@ -41,7 +42,7 @@ pytestmark = pytest.mark.vm
 LAN = "/v1/networks/lan"
 VMS = {"web": Design.MONOLITHIC, "db": Design.MICROKERNELIZED}
 ALLOWED, DENIED, FORWARDED = 7000, 7001, 2222
-ANSWER_S = 20.0
+ANSWER_S = 60.0
 DENIED_S = 1.0  # how long a refusal is waited for; what is let through answers in a few milliseconds
 
 
@@ -75,7 +76,7 @@ def read_host() -> dict[str, str]:
 
 
 async def tell(guest: ProbeClient, command: str) -> str:
-    done = await guest.run(command, timeout_s=60)
+    done = await guest.run(command, timeout_s=180)
     return done.output.decode() if done.exit == 0 else f"exit {done.exit}: {done.output.decode()}"
 
 
@@ -164,7 +165,7 @@ async def check_guest(guest: ProbeClient, name: str, addresses: dict[str, str], 
     """Its address is the one that was promised; it resolves the other, reaches that and the outside."""
     other = next(each for each in addresses if each != name)
     got = await tell(
-        guest, "for i in $(seq 200); do ip addr show eth0 | grep 'inet ' && break; sleep 0.1; done"
+        guest, "for i in $(seq 600); do ip addr show eth0 | grep 'inet ' && break; sleep 0.1; done"
     )
     assert f"inet {addresses[name]}/24" in got
     assert addresses[other] in await tell(guest, f"nslookup {other}.lan.internal 10.44.0.1")
@@ -173,7 +174,7 @@ async def check_guest(guest: ProbeClient, name: str, addresses: dict[str, str], 
     with listener:
         listener.settimeout(ANSWER_S)
         thread = take_one(listener, b"hello")
-        said = await tell(guest, f"nc -w 10 {OUTSIDE} {listener.getsockname()[1]} </dev/null")
+        said = await tell(guest, f"nc -w 60 {OUTSIDE} {listener.getsockname()[1]} </dev/null")
         thread.join()
     assert (said, peers.pop()) == ("hello", UPLINK)
     ping, forged = "ping -c 1 -W 1", "10.44.0.99"
@@ -200,7 +201,7 @@ async def check_plugged(client: ServiceClient, guests: dict[str, ProbeClient]) -
         assert [each["card"] for each in found] == ["nic0", "nic1"]
         ask = "ip link set eth1 up; udhcpc -n -q -t 20 -T 1 -i eth1 -s /bin/true"
         said = await tell(
-            guest, f"for i in $(seq 50); do [ -e /sys/class/net/eth1 ] && break; sleep 0.1; done; {ask}"
+            guest, f"for i in $(seq 600); do [ -e /sys/class/net/eth1 ] && break; sleep 0.1; done; {ask}"
         )
         assert f"lease of {found[1]['address']} obtained" in said
         do(client, "POST", f"{vm_path(name)}/detach-nic", {"device": "nic1"})
@@ -210,7 +211,7 @@ async def check_plugged(client: ServiceClient, guests: dict[str, ProbeClient]) -
 async def check_firewall(guest: ProbeClient, address: str) -> None:
     """One port is open, another is not, though the guest listens on both."""
     for port in (ALLOWED, DENIED):
-        await tell(guest, f"(echo open | nc -l -p {port} >/dev/null) & sleep 0.1")
+        await tell(guest, f"(echo open | nc -l -p {port} >/dev/null) & {LISTENS.format(port)}")
     assert read_all(address, ALLOWED, ANSWER_S) == b"open\n"
     with pytest.raises(TimeoutError):
         read_all(address, DENIED, DENIED_S)
@@ -218,5 +219,5 @@ async def check_firewall(guest: ProbeClient, address: str) -> None:
 
 async def check_forward(guest: ProbeClient, outside: Outside) -> None:
     """A port of the host leads to the guest's."""
-    await tell(guest, f"(echo forwarded | nc -l -p {ALLOWED} >/dev/null) & sleep 0.1")
+    await tell(guest, f"(echo forwarded | nc -l -p {ALLOWED} >/dev/null) & {LISTENS.format(ALLOWED)}")
     assert outside.do(lambda: read_all(UPLINK, FORWARDED, ANSWER_S)) == b"forwarded\n"

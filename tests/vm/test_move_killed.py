@@ -74,7 +74,7 @@ async def run_killed_service(directories: Directories, document: str, design: st
     service = await asyncio.create_subprocess_exec(
         sys.executable, "-c", SERVICE, *map(str, directories), document, design, when
     )
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(BOOT_TIMEOUT_S):
         assert await service.wait() == -9
 
 
@@ -103,7 +103,7 @@ async def test_killed_at_every_step(folders: Directories, probe_image: Image, sc
     port = folders.vms / NAME / "current/port0.sock"
     async with connect_probe(port) as guest:
         await guest.wait_booted(BOOT_TIMEOUT_S)
-        await guest.run("echo here > /tmp/mark", timeout_s=10)
+        await guest.run("echo here > /tmp/mark", timeout_s=120)
     design = Design.MONOLITHIC
     for when in (Step.START, Step.LOAD, Step.END, Step.GO, "0.2", "0.3"):
         (other,) = {*Design} - {design}
@@ -118,7 +118,7 @@ async def test_killed_at_every_step(folders: Directories, probe_image: Image, sc
             run_folders = [path.name for path in (folders.vms / NAME).iterdir() if path.is_dir()]
             assert len(run_folders) == 2, run_folders  # the incarnation's, and the link to it
             async with connect_probe(port) as guest:
-                assert (await guest.run("cat /tmp/mark", timeout_s=30)).output == b"here\n", when
+                assert (await guest.run("cat /tmp/mark", timeout_s=120)).output == b"here\n", when
                 assert await run_verify(guest, "/dev/vda", size_mib=1) == "ok", when
                 assert await run_verify(guest, "/dev/vdb", size_mib=1) == "ok", when
     async with adopting(folders) as manager:

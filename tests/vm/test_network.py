@@ -18,6 +18,7 @@ from tests.networks import BRIDGE, HOST, enter_network, list_ports, why_no_names
 from tests.unit.vms.killed_manager import NAME
 from tests.vm.service_host import BOOT_TIMEOUT_S
 from tests.vm.test_adoption import adopting, run_service
+from tests.vm.waiting import LISTENS
 
 from duovisor.controlling.errors import NetworkError
 from duovisor.controlling.images.boot import add_image
@@ -51,6 +52,7 @@ TRANSFER_MIB = int(os.environ.get("DUOVISOR_TRANSFER_MIB", "16"))  # each ring g
 KILL_EVERY_S = 2.0
 LIMIT_MIB = 1  # a second
 MAC = "52:54:00:77:00:0"
+NO_CARRIER = "until grep -q 0 /sys/class/net/eth0/carrier; do sleep 0.1; done"
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +74,7 @@ async def boot_on_bridge(boot: Boot, design: Design, number: int = 2, **nic: obj
 
 
 async def wait_spare(device: DeviceSupervisor) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while device.describe().spare_pid is None:
             await asyncio.sleep(0.01)
 
@@ -123,7 +125,7 @@ class Peer:
                 self.digest.update(data)
 
     def finish(self) -> str:
-        self._thread.join(60)
+        self._thread.join(120)
         assert not self._thread.is_alive()
         return self.digest.hexdigest()
 
@@ -146,12 +148,16 @@ async def test_two_designs_on_one_bridge(boot: Boot, capabilities: HostCapabilit
     first = await boot_on_bridge(boot, Design.MONOLITHIC, 2)
     second = await boot_on_bridge(boot, Design.MICROKERNELIZED, 3)
     assert len(list_ports()) == 2
-    assert "0% packet loss" in await second.output("ping -c 20 -i 0.05 -W 5 10.77.0.2")
-    assert "0% packet loss" in await first.output("ping -c 20 -i 0.05 -W 5 -s 1400 10.77.0.3")
+    assert " 0% packet loss" in await second.output("ping -c 20 -i 0.05 -W 5 10.77.0.2")
+    assert " 0% packet loss" in await first.output("ping -c 20 -i 0.05 -W 5 -s 1400 10.77.0.3")
     features = [await guest.output("cat /sys/class/net/eth0/device/features") for guest in (first, second)]
     assert features[0] == features[1]
-    await first.output("(sleep 60 | nc -l -p 7000 >/tmp/got) &")
-    await second.output("head -c 5000000 /dev/urandom >/tmp/sent; sleep 0.5; nc 10.77.0.2 7000 </tmp/sent")
+    # its end of the connection stays open as long as its input, which a pipe that it writes to itself is
+    await first.output(f"mkfifo /tmp/open; nc -l -p 7000 <>/tmp/open >/tmp/got & {LISTENS.format(7000)}")
+    await second.output("head -c 5000000 /dev/urandom >/tmp/sent; nc 10.77.0.2 7000 </tmp/sent")
+    await first.output(
+        "for n in $(seq 300); do [ $(stat -c %s /tmp/got) -ge 5000000 ] && break; sleep 0.1; done"
+    )
     sums = [
         await guest.output(f"md5sum <{file}") for guest, file in ((first, "/tmp/got"), (second, "/tmp/sent"))
     ]
@@ -172,7 +178,7 @@ async def exchange_card(guest: Guest, number: int, capabilities: HostCapabilitie
     assert len(list_ports()) == ports
     there = "until ip addr add 10.77.0.{}/24 dev eth0; do sleep 0.1; done; ip link set eth0 up"
     await guest.output(there.format(number))
-    assert "0% packet loss" in await guest.output(f"ping -c1 -W9 {HOST}; ping -c 5 -i 0.05 -W 5 {HOST}")
+    assert " 0% packet loss" in await guest.output(f"ping -c1 -W9 {HOST}; ping -c 5 -i 0.05 -W 5 {HOST}")
     await take_out(guest.machine, "nic4", timeout_s=60)
     assert len(list_ports()) == ports - 1
     assert not guest.machine.devices.keys() - {"disk0"}
@@ -264,7 +270,7 @@ async def test_a_driver_is_replaced_under_load(boot: Boot) -> None:
         assert done.old_pid != done.new_pid
         replaced += 1
     await load
-    assert "0% packet loss" in await guest.output(f"ping -c 3 {HOST}")
+    assert " 0% packet loss" in await guest.output(f"ping -c 3 {HOST}")
 
 
 async def test_forged_frames_do_not_leave_the_guest(boot: Boot) -> None:
@@ -285,7 +291,7 @@ async def test_a_paused_vm_keeps_its_buffers(boot: Boot) -> None:
         await guest.machine.vmm.pause()
         await guest.machine.vmm.resume()
         await guest.machine.current.set_link("nic0", up=False)
-        assert (await guest.output("sleep 0.2; cat /sys/class/net/eth0/carrier")).strip() == "0"
+        await guest.output(NO_CARRIER)
         await guest.machine.current.set_link("nic0", up=True)
         await download(guest, 4)
 
@@ -294,15 +300,15 @@ async def test_a_card_that_is_given_up_has_no_link(boot: Boot) -> None:
     guest = await boot_on_bridge(boot, Design.MICROKERNELIZED)
     device = guest.machine.devices["nic0"]
     device.backoff = Backoff(deaths_max=2)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(300):
         while not device.failed.is_set():
             for pid in device.pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             await asyncio.sleep(0.01)
-    assert (await guest.output("sleep 0.2; cat /sys/class/net/eth0/carrier")).strip() == "0"
+    await guest.output(NO_CARRIER)
     await device.replace(latest=False)
-    assert "0% packet loss" in await guest.output(f"ping -c 3 -W 5 {HOST}")
+    assert " 0% packet loss" in await guest.output(f"ping -c 3 -W 5 {HOST}")
 
 
 @pytest.mark.parametrize("design", DESIGNS)

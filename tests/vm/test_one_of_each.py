@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
+from tests.vm.waiting import LISTENS
 
 from duovisor.controlling.anatomy import read_anatomy
 from duovisor.controlling.description import describe_machine
@@ -124,14 +125,16 @@ async def test_user_network_reaches_the_host_and_back(guests: Guests, design: De
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     host_port = guest.machine.spec.nics[0].forward[0].host_port
-    await guest.output("i=0; until ip route | grep -q default; do sleep 0.2; i=$((i+1)); [ $i -lt 50 ]; done")
+    await guest.output(
+        "i=0; until ip route | grep -q default; do sleep 0.2; i=$((i+1)); [ $i -lt 600 ]; done"
+    )
     assert "from-the-hos" in await guest.output(f"wget -q -O - http://10.0.2.2:{port}/")
     await guest.output(
         "(while :; do (sleep 1; echo from-the-guest; sleep 1) | nc -l -p 7000; done) >/dev/null 2>&1 &"
     )
-    await asyncio.sleep(1)
+    await guest.output(LISTENS.format(7000))
     reader, writer = await asyncio.open_connection("127.0.0.1", host_port)
     writer.write(b"hello\n")  # Debian 12's passt passes nothing on before the client has spoken
-    assert await asyncio.wait_for(reader.readline(), 20) == b"from-the-guest\n"
+    assert await asyncio.wait_for(reader.readline(), 120) == b"from-the-guest\n"
     writer.close()
     server.close()

@@ -46,7 +46,7 @@ class Viewer:
 
     def read(self, count: int) -> bytes:
         while len(self._pending) < count:
-            part = self._connection.recv(timeout=30)
+            part = self._connection.recv(timeout=120)
             assert isinstance(part, bytes)
             self._pending += part
         data, self._pending = self._pending[:count], self._pending[count:]

@@ -79,8 +79,8 @@ def test_any_qemu_takes_the_driver(
             stderr=subprocess.STDOUT,
             text=True,
         )
-        said = qemu.communicate("info qtree\nquit\n", timeout=60)[0]
-        told = driver.communicate(timeout=20)[0]
+        said = qemu.communicate("info qtree\nquit\n", timeout=180)[0]
+        told = driver.communicate(timeout=120)[0]
         assert f'dev: {model}, id "mine"' in said, (said, told)
         figures, modules = told.splitlines()
         assert driver.returncode == 0

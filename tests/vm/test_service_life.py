@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.vm.service_host import Cli, Rest, build_document, reach_guest
+from tests.vm.waiting import find_said, wait_said
 
 from duovisor.spec.vm import Design
 
@@ -54,9 +55,9 @@ async def test_a_life_under_a_service_that_is_killed_after_each_step(
         host.start()
     restart("running")
     async with reach_guest(host, "web", probe_image) as guest:
-        assert (await guest.run("echo alive", timeout_s=20)).output == b"alive\n"
-    log = way.log("web")
-    assert 0 < log.find("Linux version") < log.find("Run /init as init process")
+        assert (await guest.run("echo alive", timeout_s=120)).output == b"alive\n"
+    log = wait_said(way, "web", "Run /init as init process", 1)
+    assert 0 < find_said(log, "Linux version")[0] < find_said(log, "Run /init as init process")[0]
     for action, state in (("pause", "paused"), ("resume", "running"), ("reset", "running")):
         way.act("web", action)
         restart(state)
@@ -67,8 +68,8 @@ async def test_a_life_under_a_service_that_is_killed_after_each_step(
         way.act("web", "shutdown")
     host.kill_and_restart()
     assert way.show("web")["status"]["state"] == "stopped"
-    assert "Linux version" in way.log("web")
-    assert "reboot: Power down" in way.log("web")
+    assert find_said(way.log("web"), "Linux version")
+    assert find_said(way.log("web"), "reboot: Power down")
     way.rename("web", "www")
     host.kill_and_restart()
     way.act("www", "start")

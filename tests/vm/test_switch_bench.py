@@ -29,7 +29,7 @@ def test_switches_in_a_row_are_not_noticed(folders: Directories, probe_image: Im
     places = {"DUOVISOR_STATE_DIR": str(folders.state), "DUOVISOR_RUNTIME_DIR": str(folders.runtime)}
     done = subprocess.run(
         [sys.executable, str(BENCH), *words], env=os.environ | places, capture_output=True, text=True,
-        check=False, timeout=600,
+        check=False, timeout=1200,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(figures.read_text())

@@ -62,7 +62,7 @@ async def test_switched_and_updated_by_a_service_that_is_killed(
     pids = [vm.check("monolithic")]
     async with reach_guest(host, NAME, probe_image) as guest:
         write = "echo kept > /tmp/mark; echo written | dd of=/dev/vda conv=fsync,sync bs=512"
-        wrote = await guest.run(write, timeout_s=30)
+        wrote = await guest.run(write, timeout_s=120)
         assert wrote.exit == 0
     for design in ("microkernelized", "monolithic", "microkernelized"):
         moved = vm.act("switch", "--design", design)
@@ -73,7 +73,7 @@ async def test_switched_and_updated_by_a_service_that_is_killed(
             assert host.kill_and_restart()["adopted"] == [NAME]
             assert vm.check(design) == pids[-1]
         async with reach_guest(host, NAME, probe_image) as guest:
-            read = await guest.run("cat /tmp/mark; head -c 7 /dev/vda", timeout_s=30)
+            read = await guest.run("cat /tmp/mark; head -c 7 /dev/vda", timeout_s=120)
             assert read.output == b"kept\nwritten"
     updated = vm.act("update-vmm")
     assert (updated["old_design"], updated["new_design"]) == ("microkernelized", "microkernelized")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ from tests.contract.network_driver.card_moves import (
     open_taps,
     read_all,
 )
-from tests.networks import why_no_namespace
+from tests.networks import run_ip, why_no_namespace
 
 from duovisor.controlling.networks import interfaces
 from duovisor.controlling.networks.moving import prepare_move
@@ -32,6 +33,7 @@ QEMU = "qemu-system-x86_64"
 LEGACY_HEADER_BYTES = 10
 CHECKSUM, TCP_V4, TCP_V6 = 1, 2, 4
 FRAMES = 100
+TIMEOUT_S = 60.0
 
 pytestmark = [
     pytest.mark.vm,
@@ -72,6 +74,15 @@ def flood_guest(sender: int) -> None:
         os.write(sender, flood.build_frame(number))
 
 
+def wait_taken(tap: int) -> None:
+    """Wait until somebody has read a frame from a TAP, which counts as sent then (tun_put_user)."""
+    deadline = time.monotonic() + TIMEOUT_S
+    name = interfaces.read_tap_name(tap)
+    while not json.loads(run_ip("-s", "-j", "link", "show", "dev", name))[0]["stats64"]["tx"]["packets"]:
+        assert time.monotonic() < deadline, "QEMU has taken no frame"
+        time.sleep(0.05)
+
+
 def count_waiting(tap: int) -> int:
     return sum(frame.endswith(flood.PAYLOAD) for frame in read_all(tap))  # the bridge speaks, too
 
@@ -103,5 +114,5 @@ def test_without_the_dummy_a_frame_is_missing() -> None:
         with waiting_qemu(new):
             move.divert()
             flood_guest(sender)
-            time.sleep(1)
+            wait_taken(new)
             assert count_waiting(new) == FRAMES - 1

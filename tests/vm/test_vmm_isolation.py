@@ -163,7 +163,7 @@ async def test_seccomp_ends_a_vmm_that_starts_a_program(boot: Boot) -> None:
     qmp = guest.machine.vmm._qmp
     with pytest.raises(VmmGoneError):
         await qmp.execute("migrate", uri="exec:/usr/bin/prlimit")
-    assert await guest.machine.vmm.wait_ended(timeout_s=10) is State.CRASHED
+    assert await guest.machine.vmm.wait_ended(timeout_s=60) is State.CRASHED
     assert guest.machine.vmm.process is not None
     assert guest.machine.vmm.process.returncode in (-signal.SIGSYS, 128 + signal.SIGSYS)
 

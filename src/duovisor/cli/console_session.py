@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ENDED = frozenset({"vm.stopped", "vm.crashed"})
 SEEN_BYTES = 4096
+SURE_BYTES = 256  # so much is hardly printed twice
 # RFC 6455, 7.4.1: these endings come from the service's end, not from a decision about this viewer
 _SERVICE_ENDED = frozenset({1001, 1006, 1011, 1012})
 
@@ -156,9 +157,19 @@ class ConsoleSession:
 
 
 def skip(scrollback: bytes, seen: bytes) -> bytes:
-    """What of a scroll-back comes after what was seen; all of it when that is no longer in it."""
-    _, found, fresh = scrollback.rpartition(seen)
-    return fresh if found else scrollback
+    """What of a scroll-back comes after what was seen; all of it when that is no longer in it.
+
+    The end of what was seen is enough, for the log may differ from what was shown: QEMU logs a byte that a
+    full socket did not take, and logs it again when it has taken it (chardev/char.c, qemu_chr_write_buffer).
+    """
+    length = len(seen)
+    while True:
+        _, found, fresh = scrollback.rpartition(seen[-length:])
+        if found:
+            return fresh
+        if length <= SURE_BYTES:
+            return scrollback
+        length = max(length // 2, SURE_BYTES)
 
 
 @contextlib.contextmanager

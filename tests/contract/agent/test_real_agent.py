@@ -43,7 +43,7 @@ def port() -> Iterator[Path]:
 
 
 def _wait_listening(path: Path, agent: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not path.exists():
         if agent.poll() is not None:
             pytest.skip("this qemu-ga does not block commands as we ask it to")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from duovisor.controlling.partitions.partition import Partition
 
 VM_UID = 0x70001234
-TIMEOUT_S = 10
+TIMEOUT_S = 60
 
 
 class ServedConsole:

@@ -40,8 +40,8 @@ class DiskStage(Stage):
         spec = self.build_spec(**disk)
         opened = self.files.enter_context(open_disk(spec.disks[0]))
         plan = plan_disk(spec, 0, opened.descriptors, files=self.files)
-        self.device = DeviceSupervisor(replace(plan, hang_s=5.0), self, self.factories, self.events.append)
-        self.client.timeout_s = 20
+        self.device = DeviceSupervisor(replace(plan, hang_s=30.0), self, self.factories, self.events.append)
+        self.client.timeout_s = 120
         return self.device
 
     def build_encrypted(self, **disk: Any) -> DeviceSupervisor:

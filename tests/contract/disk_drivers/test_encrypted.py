@@ -70,7 +70,7 @@ async def test_killed_again_and_again(stage: DiskStage, length: int, cache: str)
         pid = device.describe().pid
         assert pid is not None
         enough = load.done + source.randrange(5, 60)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while load.done < enough:
                 load.submit(source)
                 load.collect()

@@ -83,7 +83,7 @@ def run_python(python: str, user: int | None, *arguments: str) -> subprocess.Com
     return subprocess.run(
         [python, *arguments], user=user, group=user, extra_groups=None if user is None else [],
         env={"PYTHONPATH": SOURCE, "PATH": os.defpath}, cwd="/", capture_output=True, text=True,
-        check=False, timeout=60,
+        check=False, timeout=180,
     )  # fmt: skip
 
 

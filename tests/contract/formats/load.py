@@ -60,11 +60,11 @@ class Load:
         """Work for a while, leaving requests in flight; and until ``at_least`` were answered in all."""
         deadline = time.perf_counter() + seconds
         while time.perf_counter() < deadline or self.done < at_least:
-            assert time.perf_counter() < deadline + 30, f"{self.done} of {at_least} requests were answered"
+            assert time.perf_counter() < deadline + 120, f"{self.done} of {at_least} requests were answered"
             self.submit()
             self.collect()
 
-    def finish(self, timeout_s: float = 20.0) -> None:
+    def finish(self, timeout_s: float = 120.0) -> None:
         """Wait until nothing is in flight; then make what is undefined zeros, and flush."""
         deadline = time.perf_counter() + timeout_s
         while self.flying:

@@ -67,7 +67,7 @@ class FormatServer:
     def stop(self) -> str:
         """End it in an orderly way and return what it said."""
         self.process.terminate()
-        return self.process.communicate(timeout=10)[1]
+        return self.process.communicate(timeout=60)[1]
 
 
 class DriverProcess:
@@ -100,7 +100,7 @@ class DriverProcess:
         return said
 
     def _end(self) -> str:
-        said = self.process.communicate(timeout=20)[1]
+        said = self.process.communicate(timeout=60)[1]
         self.channel.close()
         self.control.close()
         return said

@@ -52,11 +52,11 @@ class Host:
         socket = self.run_dir / "media/cdrom0.sock"
         command = [str(PROGRAMS[1]), "-r", "-f", "raw", f"nbd+unix:///cdrom0?socket={socket}"]
         command += ["-c", "read -v 0 16"]
-        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=30)
+        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=120)
         assert "64 69 73 63" in done.stdout, done
 
     async def wait_for(self, kind: str) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while kind not in self.events:
                 await asyncio.sleep(0.02)
 
@@ -130,7 +130,7 @@ async def test_what_cannot_be_started_is_tried_again(host: Host) -> None:
     try:
         await host.wait_for("driver-died")
         away.rename(host.image)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while True:
                 try:
                     await host.read()

@@ -26,6 +26,7 @@ HEADER_BYTES = len(flood.HEADER)
 READ_BYTES = 70_000
 QUEUE = 1000  # frames that a TAP lets wait
 FEW = 2
+END_S = 60.0
 
 
 @contextmanager
@@ -99,6 +100,7 @@ class Guest:
         self.seen: set[int] = set()
         self.last = 0
         self.reordered = self.repeated = self.garbled = 0
+        self.sender: subprocess.Popen[bytes] | None = None
 
     def read(self, tap: int, at_most: int = 500) -> None:
         """Take frames that wait, but do not wait for others."""
@@ -111,12 +113,15 @@ class Guest:
 
     def drain(self, tap: int) -> None:
         """Let the sender end, and take what it has sent."""
+        assert self.sender is not None
         self._page[flood.END_AT] = 1
-        before = -1
-        while len(self.seen) != before:
-            before = len(self.seen)
-            time.sleep(0.2)
-            self.read(tap, QUEUE)
+        deadline = time.monotonic() + END_S
+        while self.sender.poll() is None:
+            assert time.monotonic() < deadline
+            self.read(tap)
+            time.sleep(0.001)
+        time.sleep(0.2)
+        self.read(tap, QUEUE)
 
     def _take(self, frame: bytes) -> None:
         number = flood.find_number(frame)
@@ -147,6 +152,7 @@ def flooded(window: int, overtaken_share: float = 0.0) -> Iterator[Guest]:
         words = [sys.executable, flood.__file__, str(tap), str(page), str(window)]
         guest = Guest(shared)
         with subprocess.Popen(words, pass_fds=[tap, page]) as sender:
+            guest.sender = sender
             try:
                 while flood.NUMBER.unpack_from(shared, flood.SENT_AT)[0] == 0:
                     assert sender.poll() is None

@@ -59,7 +59,7 @@ class Stage:
             await asyncio.to_thread(self.front.connect, connected)
             self._greeted.set()
 
-    def build_device(self, source: str | None, *, hang_s: float = 1.0, **options: Any) -> DeviceSupervisor:
+    def build_device(self, source: str | None, *, hang_s: float = 30.0, **options: Any) -> DeviceSupervisor:
         """The device that ``source`` drives; ``None``: the entropy source."""
         device: dict[str, Any] = {"driver": "rng"}
         if source is not None:
@@ -106,7 +106,7 @@ class Stage:
 
     # what a test wants to know
 
-    async def ask(self, text: bytes = b"", *, room: int = ROOM, timeout_s: float = 20) -> bytes:
+    async def ask(self, text: bytes = b"", *, room: int = ROOM, timeout_s: float = 120) -> bytes:
         """One request; what the driver wrote."""
         head, answer = await self.submit(text, room=room)
         [(done, written)] = await asyncio.to_thread(self.front.queues[0].wait, timeout_s)
@@ -126,14 +126,14 @@ class Stage:
         return head, view[len(text) :]
 
     async def wait_told(self, kind: DriverEventKind, count: int = 1) -> DriverEvent:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while len(told := [event for event in self.events if event.kind is kind]) < count:
                 await asyncio.sleep(0.005)
         return told[count - 1]
 
     async def wait_spare(self) -> int:
         assert self.device is not None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while (pid := self.device.describe().spare_pid) is None:
                 await asyncio.sleep(0.005)
         return pid

@@ -77,7 +77,7 @@ async def test_one_that_ends_is_succeeded_until_it_is_given_up(stage: Stage, sou
     await device.start()
     assert await stage.ask(b"good") == b"fine"
     await stage.wait_spare()
-    bad = asyncio.create_task(stage.ask(b"bad", timeout_s=60))
+    bad = asyncio.create_task(stage.ask(b"bad", timeout_s=300))
     await stage.wait_told(KINDS.DIED)
     await stage.wait_told(KINDS.FAILED)  # each driver met the same request
     assert not bad.done(), "the guest was told something"
@@ -106,7 +106,7 @@ async def test_one_that_eats_memory_gets_no_more_than_its_limit(stage: Stage) ->
     await device.start()
     assert device.plan.limits.data_bytes < 1 << 30
     await stage.submit(b"bad")
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while "more memory than there is" not in stage.read_log():
             await asyncio.sleep(0.05)
     assert not stage.front.queues[0].has_used(), "the guest was told something"

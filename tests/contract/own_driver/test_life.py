@@ -180,7 +180,7 @@ async def test_given_up_its_requests_wait_until_a_restart(stage: Stage) -> None:
     await device.start()
     assert await stage.ask(b"good") == b"fine"
     await stage.wait_spare()
-    poisoned = asyncio.create_task(stage.ask(b"poison", timeout_s=60))
+    poisoned = asyncio.create_task(stage.ask(b"poison", timeout_s=300))
     told = await stage.wait_told(KINDS.FAILED)
     assert "RuntimeError: poisoned" in told.message
     assert "its requests wait" in told.message

@@ -41,7 +41,7 @@ class DriverProcess:
     def finish(self) -> tuple[int, str]:
         """Close the channel unless that happened, and wait: exit status and what was said."""
         self.channel.close()
-        _, said = self.process.communicate(timeout=10)
+        _, said = self.process.communicate(timeout=60)
         return self.process.returncode, said
 
 

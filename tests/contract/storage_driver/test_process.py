@@ -59,7 +59,7 @@ def run_driver(*options: str, pass_fds: tuple[int, ...] = ()) -> tuple[int, str]
         pass_fds=pass_fds,
         capture_output=True,
         text=True,
-        timeout=10,
+        timeout=60,
     )
     assert done.stdout == ""
     return done.returncode, done.stderr

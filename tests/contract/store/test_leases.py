@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from duovisor.controlling.store.interface import Store
     from duovisor.controlling.store.records import Event
 
-DEADLINE_S = 5.0
+DEADLINE_S = 60.0
 
 
 async def _take(events: AsyncIterator[Event], count: int) -> list[Event]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from duovisor.controlling.store.interface import Store
 
-DEADLINE_S = 5.0
+DEADLINE_S = 60.0
 
 
 async def _take(events: AsyncIterator[Event], count: int) -> list[Event]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from duovisor.channel.snapshot import Snapshot
 
 SOURCE = str(Path(duovisor.__file__).parent.parent)
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0
 
 
 class Nursery:

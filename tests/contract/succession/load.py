@@ -81,7 +81,7 @@ class Load:
         return len(reaped)
 
 
-def wait_for_answers(loads: list[Load], death: int = -1, timeout_s: float = 10.0) -> None:
+def wait_for_answers(loads: list[Load], death: int = -1, timeout_s: float = 60.0) -> None:
     """Sleep until a queue has answers, and collect them.
 
     Only a signal of the driver ends the sleep, or that ``death``, a pidfd, is readable.

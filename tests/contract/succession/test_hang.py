@@ -37,7 +37,7 @@ def test_requests_that_nobody_works_on_are_noticed_once(nursery: Nursery) -> Non
         event = spare.next_event()
         assert event["event"] == "hung"
         assert event["queue"] == 1
-        assert HANG_S <= event["seconds"] < HANG_S + 3
+        assert HANG_S <= event["seconds"] < HANG_S + 30
         assert time.monotonic() - started >= HANG_S
         time.sleep(2 * HANG_S)
         assert not spare.has_event()

@@ -65,14 +65,16 @@ class Stage:
             await asyncio.to_thread(self.front.connect, connected)
             self._greeted.set()
 
-    def build_device(self, on_failure: DriverFailure = DriverFailure.PAUSE) -> DeviceSupervisor:
+    def build_device(
+        self, on_failure: DriverFailure = DriverFailure.PAUSE, *, hang_s: float = 30.0
+    ) -> DeviceSupervisor:
         plan = DevicePlan(
             device="disk0",
             role="storage driver",
             driver="block",
             words=("--queue-size", "128"),
             descriptors={"image": self.descriptor},
-            hang_s=1.0,
+            hang_s=hang_s,
             on_failure=on_failure,
             uid=0x70001234,
             limits=build_limits(64),
@@ -115,22 +117,22 @@ class Stage:
 
     async def read(self, sector: int = 0) -> bytes:
         """Read 4 KiB as the guest would."""
-        await asyncio.wait_for(self._greeted.wait(), 10)
+        await asyncio.wait_for(self._greeted.wait(), 60)
         return await asyncio.to_thread(self.client.read, sector, 4096)
 
     async def write(self, sector: int, data: bytes) -> None:
-        await asyncio.wait_for(self._greeted.wait(), 10)
+        await asyncio.wait_for(self._greeted.wait(), 60)
         await asyncio.to_thread(self.client.write, sector, data)
 
     async def wait_told(self, kind: DriverEventKind, count: int = 1) -> DriverEvent:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while len(told := [event for event in self.events if event.kind is kind]) < count:
                 await asyncio.sleep(0.005)
         return told[count - 1]
 
     async def wait_spare(self) -> int:
         assert self.device is not None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while (pid := self.device.describe().spare_pid) is None:
                 await asyncio.sleep(0.005)
         return pid

@@ -34,16 +34,21 @@ class FaultyDisk:
         self.descriptor = os.memfd_create("faults")
 
     async def start(
-        self, on_failure: DriverFailure = DriverFailure.PAUSE, *, deaths_max: int = 50, **faults: Any
+        self,
+        on_failure: DriverFailure = DriverFailure.PAUSE,
+        *,
+        deaths_max: int = 50,
+        hang_s: float = 30.0,
+        **faults: Any,
     ) -> DeviceSupervisor:
         os.pwrite(self.descriptor, json.dumps(faults).encode(), 0)
-        plan = self.stage.build_device(on_failure).plan
+        plan = self.stage.build_device(on_failure, hang_s=hang_s).plan
         descriptors = {**plan.descriptors, "faults": self.descriptor}
         faulty = replace(plan, driver="faulty-block", descriptors=descriptors)
         device = DeviceSupervisor(faulty, self.stage, self.stage.factories, self.stage.events.append)
         device.backoff = Backoff(deaths_max=deaths_max)
         self.stage.device = device
-        self.stage.client.timeout_s = 20  # of a request that waits for driver after driver
+        self.stage.client.timeout_s = 120  # of a request that waits for driver after driver
         await device.start()
         return device
 
@@ -100,7 +105,7 @@ async def test_a_torn_write_is_whole_after_the_next_driver(stage: Stage, disk: F
 
 
 async def test_a_hung_driver_is_succeeded_again_and_again(stage: Stage, disk: FaultyDisk) -> None:
-    device = await disk.start(hang_at=3)
+    device = await disk.start(hang_at=3, hang_s=1.0)
     for number in range(4):
         await stage.wait_spare()
         await stage.write(8, bytes([number]) * 4096)
@@ -109,7 +114,7 @@ async def test_a_hung_driver_is_succeeded_again_and_again(stage: Stage, disk: Fa
 
 
 async def test_a_driver_that_hangs_before_it_has_a_spare_is_ended(stage: Stage, disk: FaultyDisk) -> None:
-    await disk.start(hang_at=1)
+    await disk.start(hang_at=1, hang_s=1.0)
     waiting = asyncio.create_task(stage.read())
     assert (
         "made no progress" in (told := await stage.wait_told(KINDS.HUNG)).message

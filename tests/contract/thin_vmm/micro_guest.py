@@ -27,7 +27,7 @@ TICKING = (
     b"\x48\x89\xd8\x48\xc1\xe8\x0c\x24\x0f\x04\x61"  # mov rax, rbx; shr rax, 12; and al, 15; add al, 'a'
     b"\x66\xba\xf8\x03\xee\xeb\xe4"  # mov dx, 0x3f8; out dx, al; jmp 1b
 )
-TIMEOUT_S = 30.0
+TIMEOUT_S = 120.0
 
 
 def out(port: int, value: int) -> bytes:

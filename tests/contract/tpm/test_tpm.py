@@ -73,7 +73,7 @@ class Channel:
     def _accept(self) -> socket.socket:
         if self._peer is None:
             self._peer = self._listener.accept()[0]
-            self._peer.settimeout(20)
+            self._peer.settimeout(120)
         return self._peer
 
     def close(self) -> None:
@@ -127,7 +127,7 @@ async def test_a_tpm_is_the_same_one_at_its_next_start_and_ends_with_its_vmm(run
         if ROOT:
             assert state.stat().st_uid == os.stat(f"/proc/{inside}").st_uid == uid_of("vm")
         channel.close()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             await started.wait()
     with running(run_dir, 2) as (_, channel):
         assert channel.ask(INIT, 0) == 0

@@ -18,6 +18,8 @@ from duovisor.cli.console_session import catch_signals, skip
         (b"one two", b"one two", b""),
         (b"three four", b"one two", b"three four"),
         (b"ab ab ab", b"ab", b""),
+        (b"a  b" + bytes(range(256)) * 3 + b"!", b"a b" + bytes(range(256)) * 3, b"!"),  # logged twice
+        (b"one two three", b"another" + b" two", b"one two three"),  # not enough to be sure
     ],
 )
 def test_skip(scrollback: bytes, seen: bytes, fresh: bytes) -> None:

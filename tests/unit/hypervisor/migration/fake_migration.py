@@ -57,6 +57,7 @@ class FakeMigration:
         self._abilities = abilities
         self._status: dict[str, str] = {}
         self._passed: list[int] = []
+        self._taken: int | None = None
         self._cancelled = threading.Event()
         self._lock = threading.Lock()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -98,10 +99,9 @@ class FakeMigration:
                 refusal = {"class": "GenericError", "desc": "State blocked by non-migratable device"}
                 echo = {"id": request["id"]} if "id" in request else {}
                 self._say({kind: refusal if answer is None else answer, **echo})
-                if answer is not None and request["execute"] in ("migrate", "migrate-incoming"):
-                    self._worker = threading.Thread(
-                        target=self._work, args=(request["arguments"]["uri"],), daemon=True
-                    )
+                if self._taken is not None:
+                    taken, self._taken = self._taken, None
+                    self._worker = threading.Thread(target=self._work, args=(taken,), daemon=True)
                     self._worker.start()
         for descriptor in self._passed:
             os.close(descriptor)
@@ -150,7 +150,12 @@ class FakeMigration:
         return self._status
 
     def _migrate(self, uri: str) -> dict[str, Any] | None:
-        return None if self.behaviour == "refuses" else {}
+        """As QEMU: a migration is under way and has its descriptor before the command is answered."""
+        if self.behaviour == "refuses":
+            return None
+        self._taken = self.descriptors.pop(uri.removeprefix("fd:"))
+        self._status = {"status": "setup"}
+        return {}
 
     _migrate_incoming = _migrate
 
@@ -158,8 +163,7 @@ class FakeMigration:
         self._cancelled.set()
         return {}
 
-    def _work(self, uri: str) -> None:
-        descriptor = self.descriptors.pop(uri.removeprefix("fd:"))
+    def _work(self, descriptor: int) -> None:
         os.set_blocking(descriptor, True)
         self._tell("setup")
         self._tell("active")
