@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from duovisor.controlling.disk_files import open_disk, open_image_file
 from duovisor.controlling.formats.chain import read_chain
 from duovisor.controlling.machine_checks import CheckedStart
+from duovisor.controlling.machine_drivers import open_device
 from duovisor.controlling.machine_networks import check_networks
 from duovisor.controlling.media.server import check_media
 from duovisor.controlling.moving.errors import MoveRefusedError
@@ -33,8 +34,9 @@ def check_move(machine: Machine, design: Design, capabilities: HostCapabilities)
     """
     machine.vmm.lifecycle.require({State.RUNNING}, "move")
     spec = machine.spec.model_copy(update={"design": design})
-    check_carried(machine.spec, design)
-    if machine.current.decision.kind is VmmKind.THIN and design is not machine.spec.design:
+    kind = machine.current.decision.kind
+    check_carried(machine.spec, design, kind)
+    if kind is VmmKind.THIN and design is not machine.spec.design:
         raise MoveRefusedError(
             f"{spec.name} runs on the thin VMM, whose state no QEMU understands",
             remedy="start it with vmm: qemu to move it between the designs",
@@ -53,6 +55,7 @@ def check_move(machine: Machine, design: Design, capabilities: HostCapabilities)
         if (machine.spec.design, design) == (Design.MONOLITHIC, Design.MICROKERNELIZED):
             disks = tuple(stack.enter_context(open_disk(disk, lock=False)) for disk in spec.disks)
         chains = tuple(map(_look_at, spec.disks))
+        devices = tuple(open_device(each, stack) for each in spec.devices) if kind is VmmKind.THIN else ()
         return CheckedStart(
             spec=spec,
             capabilities=pin_machine(machine, capabilities),
@@ -63,7 +66,7 @@ def check_move(machine: Machine, design: Design, capabilities: HostCapabilities)
             open_disks=stack.pop_all(),
             block_devices=frozenset(each[0].path for each in chains if each and each[0].is_block_device),
             chains=chains,
-            devices=(),
+            devices=devices,
         )
 
 
@@ -76,8 +79,8 @@ def pin_machine(machine: Machine, capabilities: HostCapabilities) -> HostCapabil
     return replace(capabilities, qemu=pinned)
 
 
-def check_carried(spec: VirtualMachineSpec, design: Design) -> None:
-    """What of a VM's devices QEMU cannot carry to a VMM of ``design``. Raises ``MoveRefusedError``."""
+def check_carried(spec: VirtualMachineSpec, design: Design, kind: VmmKind) -> None:
+    """What of a VM's devices cannot be carried to a VMM of ``design``. Raises ``MoveRefusedError``."""
     outside = Design.MICROKERNELIZED in (spec.design, design)
     for index, nic in spec.numbered_nics():
         if not nic.is_bridged:
@@ -91,10 +94,15 @@ def check_carried(spec: VirtualMachineSpec, design: Design) -> None:
             "its TPM cannot be carried over: the process that has it serves one VMM, and holds its state",
             remedy="stop the VM, or leave tpm out",
         )
-    if spec.devices and outside:
+    for index, device in enumerate(spec.devices if outside else ()):
+        if kind is VmmKind.QEMU:
+            reason = "QEMU does not move vhost-user-rng and its like"
+        elif device.file is not None:
+            reason = "what a driver of your own knows of its guest ends with its process"
+        else:
+            continue  # an entropy source knows nothing; what its guest asked for is in the in-flight log
         raise MoveRefusedError(
-            "device0 cannot be carried over: neither QEMU nor the thin VMM moves vhost-user-rng and its like",
-            remedy="stop the VM, or leave its devices out",
+            f"device{index} cannot be carried over: {reason}", remedy="stop the VM, or leave its devices out"
         )
 
 
