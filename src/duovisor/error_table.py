@@ -88,6 +88,7 @@ MEANINGS: dict[str, Meaning] = {
     "host-lacks": _HOST_CANNOT,
     "boot-file": Meaning(409, 2),
     "plug-refused": _CONFLICT,
+    "memory-in-use": _CONFLICT,
     "move-refused": _CONFLICT,
     "move-failed": _FAILED,
     "agent": _FAILED,

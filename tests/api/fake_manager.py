@@ -51,12 +51,13 @@ from duovisor.controlling.vms.records import (
     VmView,
     now,
 )
+from duovisor.controlling.vms.resource_actions import change_spec
 from duovisor.hypervisor.errors import UnplugTimeoutError, VmmStartError, WrongStateError
 from duovisor.hypervisor.lifecycle import State
 from duovisor.spec.vm import Accelerator, Design, DiskSpec, NicSpec, VmmKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from duovisor.controlling.store.interface import Store
     from duovisor.controlling.vms.volumes import Lend
@@ -296,6 +297,10 @@ class FakeVmManager:
             raise DeviceNotFoundError(f"{name} has no network card {nic!r}")
         limits = {"in_limit": in_limit, "out_limit": out_limit}
         return self._keep(self._with_record(vm, spec=limit_in_spec(vm.record.spec, nic, limits)))
+
+    async def set_limits(self, name: str, changes: Mapping[str, Any]) -> VmView:
+        vm = await self.get(name)
+        return self._keep(self._with_record(vm, spec=change_spec(vm.record.spec, changes)))
 
     async def detach(self, name: str, device: str, timeout_s: float, progress: Progress) -> None:
         vm = await self.get(name)

@@ -54,6 +54,7 @@ NEEDS = {
     "attach_disk": "administrator",
     "limit_disk": "operator",
     "limit_nic": "operator",
+    "set_limits": "administrator",
     "attach_nic": "administrator",
     "detach_disk": "administrator",
     "detach_nic": "administrator",

@@ -91,6 +91,19 @@ def test_a_disk_is_limited(api: Api, name: str) -> None:
     assert (gone.status_code, gone.json()["code"]) == (404, "device-not-found")
 
 
+def test_processors_and_memory_are_limited(api: Api, name: str) -> None:
+    api.make_vm(name)
+    place = f"/v1/vms/{name}/set-limits"
+    api.post(place, json={"cpu_weight": 50, "memory_limit_mib": "3G"})
+    spec = api.post(place, json={"cpu_limit": 1.5, "cpu_weight": None}).json()["record"]["spec"]
+    assert (spec["cpu_weight"], spec["cpu_limit"], spec["memory_limit_mib"]) == (None, 1.5, 3072)
+    for wrong in ({"cpu_weight": 0}, {"cpu_limit": "many"}, {"memory": 1}, {"memory_limit_mib": "1.5K"}):
+        reply = api.post(place, json=wrong)
+        assert (reply.status_code, reply.json()["code"]) == (422, "request-invalid"), wrong
+    refused = api.post(place, json={"cpu_reservation": 2})
+    assert (refused.status_code, refused.json()["code"]) == (422, "vm-change-refused")
+
+
 def test_a_card_is_limited(api: Api, name: str) -> None:
     api.make_vm(name)
     api.finish(api.post(f"/v1/vms/{name}/attach-nic", json={"nic": {"bridge": "br0", "out_limit": "1M"}}))

@@ -133,6 +133,7 @@ cpus = 2
 cpu_weight = 50
 cpu_limit = 1.5
 cpu_reservation = 0.5
+memory_limit = "3G"
 memory_mib = 1024
 firmware = "direct-kernel"
 ports = ["org.qemu.guest_agent.0", "example.port"]

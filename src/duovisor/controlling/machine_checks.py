@@ -20,7 +20,7 @@ from duovisor.controlling.preflight import (
     find_sandbox_tools,
 )
 from duovisor.controlling.python_runtime import PACKAGE, find_standard_library, interpreter
-from duovisor.controlling.resources.processors import check_processor_share
+from duovisor.controlling.resources.processors import check_group_limits
 from duovisor.controlling.tpm import find_tpm_environment
 from duovisor.controlling.vmm_choice import choose_vmm
 from duovisor.hypervisor.build import build_launch_plan
@@ -115,7 +115,7 @@ def check_start(spec: VirtualMachineSpec, capabilities: HostCapabilities) -> Che
     check_boot_files(spec)
     find_firmware(spec)
     check_networks(spec)
-    check_processor_share(spec, capabilities)
+    check_group_limits(spec, capabilities)
     check_media(spec, capabilities)
     tpm = find_tpm_environment(spec, capabilities)
     tools = find_sandbox_tools(spec.design, capabilities)

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BeforeValidator,
     Field,
     StringConstraints,
     model_validator,
@@ -18,12 +17,12 @@ from pydantic import (
 from duovisor.spec.cdrom import BOOT_ORDER, MAX_CDROMS, BootDevice, CdromSpec
 from duovisor.spec.cloud_init import CloudInitSpec
 from duovisor.spec.firewall import Firewall
-from duovisor.spec.kernel import KernelSpec  # noqa: TC001  # pydantic reads the annotation at run time
-from duovisor.spec.limits import Bandwidth, CardLimits, ProcessorLimits
+from duovisor.spec.kernel import KernelSpec
+from duovisor.spec.limits import Bandwidth, CardLimits
 from duovisor.spec.model import SpecModel
 from duovisor.spec.names import Text, VolumeName, check_name, check_text
 from duovisor.spec.processors import CpuModel
-from duovisor.spec.sizes import MIB, parse_bytes
+from duovisor.spec.resources import Resources
 
 MAX_DISKS = 12  # PCI slots 0x10 to 0x1b of the root bus, see hypervisor/qemu/pci.py
 MAX_NICS = 8  # PCI slots 0x08 to 0x0f
@@ -137,15 +136,6 @@ def _check_sector(number: int) -> int:
     if number not in (512, 4096):
         raise ValueError(f"{number} is neither 512 nor 4096")
     return number
-
-
-def _read_memory(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    size = parse_bytes(value, default_unit="m")
-    if size % MIB:
-        raise ValueError(f"{value!r} is not a whole number of MiB")
-    return size // MIB
 
 
 def _check_port(name: str) -> str:
@@ -388,16 +378,14 @@ class DeviceSpec(SpecModel):
         return self
 
 
-class VirtualMachineSpec(ProcessorLimits):
+class VirtualMachineSpec(Resources):
     """Everything that a user asks for in one virtual machine."""
 
     name: Annotated[str, AfterValidator(check_name)]
     design: Design = Design.MONOLITHIC
     accelerator: Accelerator = Accelerator.AUTO
     vmm: VmmKind = VmmKind.AUTO
-    cpus: int = Field(default=1, ge=1, le=255)
     cpu_model: CpuModel = CpuModel.HOST
-    memory_mib: Annotated[int, BeforeValidator(_read_memory)] = Field(default=512, ge=16, le=16 << 20)
     firmware: Firmware = Firmware.BIOS
     secure_boot: bool = False
     tpm: bool = False
@@ -410,17 +398,6 @@ class VirtualMachineSpec(ProcessorLimits):
     devices: tuple[DeviceSpec, ...] = Field(default=(), max_length=MAX_DEVICES)
     ports: tuple[PortName, ...] = Field(default=(), max_length=8)
     guest_agent: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_memory_alias(cls, value: Any) -> Any:
-        """Accept ``memory: 2G`` beside ``memory_mib: 2048``, but not both."""
-        if isinstance(value, dict) and "memory" in value:
-            if "memory_mib" in value:
-                raise ValueError("give memory or memory_mib, not both")
-            value = dict(value)
-            value["memory_mib"] = value.pop("memory")
-        return value
 
     @model_validator(mode="after")
     def _check_kernel(self) -> VirtualMachineSpec:

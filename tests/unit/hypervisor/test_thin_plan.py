@@ -57,7 +57,7 @@ HAD = {
     "guest_agent",
 }
 REFUSED = {"design", "accelerator", "firmware", "secure_boot", "tpm", "graphics", "cdroms"}
-OF_OTHERS = {"vmm", "boot_order", "cpu_weight", "cpu_limit", "cpu_reservation"}
+OF_OTHERS = {"vmm", "boot_order", "cpu_weight", "cpu_limit", "cpu_reservation", "memory_limit_mib"}
 
 
 def test_no_field_of_a_specification_is_quietly_dropped() -> None:

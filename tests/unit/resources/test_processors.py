@@ -11,7 +11,7 @@ from tests.unit.vms.fake_host import build_capabilities, build_vm
 
 from duovisor.controlling.errors import HostLacksError, ProcessorsTakenError
 from duovisor.controlling.resources.limits import GroupLimits
-from duovisor.controlling.resources.processors import check_processor_share, check_reservation
+from duovisor.controlling.resources.processors import check_group_limits, check_reservation
 from duovisor.controlling.resources.scope import build_scope_argv
 from duovisor.controlling.resources.vm_group import open_vm_group
 from duovisor.spec.errors import SpecError
@@ -60,14 +60,14 @@ def test_a_scope_has_them() -> None:
 def test_a_host_that_cannot_keep_them_says_so(capabilities: HostCapabilities, tmp_path: Path) -> None:
     root = give_controllers(tmp_path / "whole", "cpuset cpu io memory pids")
     asked = build_vm(cpu_limit=2)
-    check_processor_share(asked, capabilities, root)
-    check_processor_share(build_vm(), replace(capabilities, groups_problem="there is no systemd"), root)
+    check_group_limits(asked, capabilities, root)
+    check_group_limits(build_vm(), replace(capabilities, groups_problem="there is no systemd"), root)
     with pytest.raises(HostLacksError, match="there is no systemd"):
-        check_processor_share(asked, replace(capabilities, groups_problem="there is no systemd"), root)
+        check_group_limits(asked, replace(capabilities, groups_problem="there is no systemd"), root)
     with pytest.raises(HostLacksError, match="no controller for processors"):
-        check_processor_share(asked, capabilities, give_controllers(tmp_path / "half", "cpuset memory pids"))
+        check_group_limits(asked, capabilities, give_controllers(tmp_path / "half", "cpuset memory pids"))
     with pytest.raises(HostLacksError, match="this host has 2 processors"):
-        check_processor_share(build_vm(cpu_limit=2.5), capabilities, root)
+        check_group_limits(build_vm(cpu_limit=2.5), capabilities, root)
 
 
 async def test_a_scope_that_cannot_be_made_is_no_reason_to_forget_them(

@@ -37,9 +37,10 @@ def build_helper_group_limits(spec: VirtualMachineSpec) -> GroupLimits:
 
 
 def build_vm_group_limits(spec: VirtualMachineSpec) -> GroupLimits:
-    """For all processes of a VM together; the guest's memory is there once."""
+    """For all processes of a VM together; the guest's memory is there once, unless it says how much."""
     vmm = build_vmm_group_limits(spec)
     helpers = HELPERS_PER_DEVICE * (
         len(spec.disks) + len(spec.nics) + len(spec.devices) + len(spec.cdroms) + spec.tpm
     )
-    return GroupLimits(vmm.memory_mib + helpers * HELPER_MIB, vmm.processes + helpers * HELPER_PROCESSES)
+    memory_mib = spec.memory_limit_mib or vmm.memory_mib + helpers * HELPER_MIB
+    return GroupLimits(memory_mib, vmm.processes + helpers * HELPER_PROCESSES)

@@ -1,4 +1,4 @@
-"""Whether this host can keep what a VM asks of its processors; what it cannot is refused, never ignored."""
+"""Whether this host can keep what a VM asks of processors and memory; else it is refused, never ignored."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ if TYPE_CHECKING:
 ROOT = Path("/")
 
 
-def check_processor_share(
-    spec: VirtualMachineSpec, capabilities: HostCapabilities, root: Path = ROOT
-) -> None:
+def check_group_limits(spec: VirtualMachineSpec, capabilities: HostCapabilities, root: Path = ROOT) -> None:
     """Raises ``HostLacksError`` when there are no groups (cgroup v2) for what the VM asks."""
-    if spec.processor_share is None:
+    if not spec.needs_group:
         return
-    problem = capabilities.groups_problem
-    if not problem and "cpu" not in read_text(root / "sys/fs/cgroup/cgroup.controllers").split():
+    problem, wants_cpu = capabilities.groups_problem, spec.processor_share is not None
+    if (
+        not problem
+        and wants_cpu
+        and "cpu" not in read_text(root / "sys/fs/cgroup/cgroup.controllers").split()
+    ):
         problem = "cgroup v2 has no controller for processors here"
     if problem:
         raise cannot_keep(spec, problem)
@@ -38,8 +40,9 @@ def check_processor_share(
 def cannot_keep(spec: VirtualMachineSpec, problem: str) -> HostLacksError:
     """What to say where limits would be ignored."""
     return HostLacksError(
-        f"{spec.name} has limits of its processors, which this host cannot keep: {problem}",
-        remedy="leave cpu_weight, cpu_limit and cpu_reservation out, or use a host with systemd, cgroup v2",
+        f"{spec.name} has limits of processors or memory, which this host cannot keep: {problem}",
+        remedy="leave cpu_weight, cpu_limit, cpu_reservation and memory_limit out, or use a host with "
+        "systemd and cgroup v2",
     )
 
 

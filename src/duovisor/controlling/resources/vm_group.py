@@ -109,7 +109,7 @@ async def open_vm_group(spec: VirtualMachineSpec, capabilities: HostCapabilities
     try:
         holder, folder = await start_scope(argv, run_dir / "scope.log")
     except (ScopeError, ProcessError) as error:
-        if spec.processor_share is not None:
+        if spec.needs_group:
             raise cannot_keep(spec, str(error)) from error
         return VmGroup(spec, None, problem=str(error))
     return VmGroup(spec, folder, holder=holder)

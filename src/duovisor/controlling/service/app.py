@@ -37,6 +37,7 @@ from duovisor.controlling.service.routes import (
     snapshots,
     tokens,
     vm_devices,
+    vm_resources,
     vms,
     volumes,
 )
@@ -60,6 +61,7 @@ DESCRIPTION = (
 ROUTERS = (
     vms,
     vm_devices,
+    vm_resources,
     firmware,
     guests,
     cdroms,

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+    from typing import Any
 
     from duovisor.controlling.agent.answers import GuestInfo
     from duovisor.controlling.anatomy import Anatomy
@@ -98,6 +99,8 @@ class VmManager(Protocol):
     ) -> VmView: ...
 
     async def limit_nic(self, name: str, nic: str, in_limit: int | None, out_limit: int | None) -> VmView: ...
+
+    async def set_limits(self, name: str, changes: Mapping[str, Any]) -> VmView: ...
 
     async def detach(self, name: str, device: str, timeout_s: float, progress: Progress) -> None: ...
 

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from duovisor.controlling.anatomy import read_anatomy
 from duovisor.controlling.console_log import read_console_log, remove_console_log
-from duovisor.controlling.resources.processors import check_reservation
 from duovisor.controlling.run_folder import remove_folder
 from duovisor.controlling.vms.autostart import run_autostart
 from duovisor.controlling.vms.definitions import check_revision
-from duovisor.controlling.vms.device_actions import DeviceActions
 from duovisor.controlling.vms.documents import Intent
 from duovisor.controlling.vms.errors import (
     ShutdownTimeoutError,
@@ -33,12 +30,13 @@ from duovisor.controlling.vms.records import (
     ignore_progress,
 )
 from duovisor.controlling.vms.recovery import Recovery
+from duovisor.controlling.vms.resource_actions import ResourceActions
 from duovisor.controlling.vms.snapshots import Snapshots
 from duovisor.controlling.vms.volumes import check_places, find_disk, grow_disk, lend_none
 from duovisor.hypervisor.lifecycle import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from duovisor.controlling.anatomy import Anatomy
     from duovisor.controlling.snapshots.documents import SnapshotView
@@ -57,7 +55,7 @@ SHUTDOWN = "shutdown"
 STARTS_PER_CPU = 4  # a start mostly waits for its VMM
 
 
-class VmManager(InsideActions, DeviceActions):
+class VmManager(InsideActions, ResourceActions):
     """Manages the VMs of one host; one per state folder, whose store it is given.
 
     ``emit`` is told of everything that happens to a VM; ``lend`` finds the volumes of one that starts, and
@@ -78,7 +76,6 @@ class VmManager(InsideActions, DeviceActions):
         super().__init__(store, directories, emit, lend, capabilities)
         self._moves = Moves(self._definitions, self._host, self._tell)
         self._snapshots = Snapshots(directories, self._host, lend, self._tell)
-        self._starting: dict[str, VirtualMachineSpec] = {}
         self._starts = asyncio.Semaphore(STARTS_PER_CPU * (os.cpu_count() or 1))
 
     async def open(self) -> None:
@@ -184,17 +181,6 @@ class VmManager(InsideActions, DeviceActions):
                     async with self._lend(record.spec) as spec:
                         await self._host.start(record, spec, capabilities)
         progress(100, "running")
-
-    @contextmanager
-    def _reserve(self, spec: VirtualMachineSpec, cpus: int) -> Iterator[None]:
-        """Keep processors for a VM that starts. Raises ``ProcessorsTakenError``."""
-        running = {vm.name: vm.machine.spec for vm in self._host.active}
-        check_reservation(spec, {**running, **self._starting}, cpus)
-        self._starting[spec.name] = spec
-        try:
-            yield
-        finally:
-            del self._starting[spec.name]
 
     async def shutdown(
         self, name: str, timeout_s: float = SHUTDOWN_TIMEOUT_S, progress: Progress = ignore_progress

@@ -1,0 +1,53 @@
+"""``duovisor vm set-limits``: how much of the host a VM may use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from duovisor.cli.completion import complete_vm
+from duovisor.cli.connection import connect
+from duovisor.cli.output import json_option, print_json
+
+NONE = "none"
+
+
+@click.command("set-limits")
+@click.argument("name", metavar="VM", shell_complete=complete_vm)
+@click.option("--cpu-weight", metavar="N", help="Share where processors are short; everybody has 100.")
+@click.option("--cpu-limit", metavar="X", help="Processors that it uses at most: 1.5.")
+@click.option("--cpu-reservation", metavar="X", help="Processors that are kept for it.")
+@click.option(
+    "--memory-limit", metavar="SIZE", help="Host memory that it uses at most, its guest's included."
+)
+@json_option
+def set_limits(name: str, as_json: bool, **given: str | None) -> None:
+    """Limit what a VM uses of the host's processors and memory: its VMM and all that serves it, together.
+
+    It takes effect at once under a running guest, and stays. What is not given stays as it is; `none` is no
+    limit. systemd and cgroup v2 keep it: a host without them refuses (exit code 5), and so does one whose
+    processors are reserved already, or a limit below what the VM uses now (exit code 4).
+
+    \b
+    duovisor vm set-limits web --cpu-limit 1.5 --cpu-weight 50
+    duovisor vm set-limits web --cpu-limit none
+    """
+    from duovisor.client.service import vm_path
+    from duovisor.controlling.vms.resource_actions import describe_resources
+    from duovisor.spec.vm import VirtualMachineSpec
+
+    if all(value is None for value in given.values()):
+        raise click.UsageError(
+            "say what to limit: --cpu-weight, --cpu-limit, --cpu-reservation, --memory-limit"
+        )
+    document: dict[str, Any] = {
+        ("memory_limit_mib" if key == "memory_limit" else key): None if value == NONE else value
+        for key, value in given.items()
+        if value is not None
+    }
+    vm = connect().request("POST", f"{vm_path(name)}/set-limits", document).document
+    if as_json:
+        print_json(vm)
+        return
+    click.echo(f"{name}: {describe_resources(VirtualMachineSpec.model_validate(vm['record']['spec']))}")

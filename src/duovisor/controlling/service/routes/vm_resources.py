@@ -1,0 +1,36 @@
+"""How much of the host a VM may use: changed at once, also under its guest."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter
+from pydantic import Field
+
+from duovisor.controlling.service.context import ServiceDep
+from duovisor.controlling.service.gate import Administrator
+from duovisor.controlling.service.replies import ApiModel, Name
+from duovisor.controlling.vms.records import VmView
+from duovisor.spec.resources import MemoryMib
+
+router = APIRouter(prefix="/v1/vms", tags=["vms"])
+
+
+class ResourceLimits(ApiModel):
+    """As in a specification; what is left out stays as it is, `null` is no limit."""
+
+    cpu_weight: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    cpu_limit: Annotated[float, Field(ge=0.01, le=4096, allow_inf_nan=False)] | None = None
+    cpu_reservation: Annotated[float, Field(ge=0.01, le=4096, allow_inf_nan=False)] | None = None
+    memory_limit_mib: MemoryMib | None = None
+
+
+@router.post(
+    "/{name}/set-limits",
+    summary="Limit what a VM uses of processors and memory: at once, also under its guest",
+)
+async def set_limits(service: ServiceDep, who: Administrator, name: Name, wanted: ResourceLimits) -> VmView:
+    service.operations.require_idle(f"vm/{name}")
+    vm = await service.manager.set_limits(name, wanted.model_dump(exclude_unset=True))
+    await service.events.wait_written(service.events.emit(who.name, "vm.set-limits", f"vm/{name}"))
+    return vm
