@@ -81,6 +81,11 @@ class FormatKeeper:
         self._has_image = True
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a process that has not ended."""
+        return self.running is not None and not self.running.process.has_ended
+
     def prepare(self, size_bytes: int) -> None:
         """Be ready for a disk of this size, whose image somebody else has until ``take_image``."""
         self.descriptors["replay"] = create_disk_replay(self._disk)

@@ -41,7 +41,7 @@ def build_active_status(machine: Machine, run: RunDocument, record: VmRecord, ac
         vmm_reason=description.current.vmm_reason,
         pid=description.processes[0].pid,
         started_at=datetime.fromtimestamp(description.started_at, UTC),
-        processes=tuple(_list_processes(machine)),
+        processes=tuple(list_processes(machine)),
         drivers=tuple(device.describe() for device in machine.devices.values()),
         addresses=list_addresses(description.spec),
         faults=run.faults,
@@ -65,11 +65,13 @@ def list_addresses(spec: VirtualMachineSpec) -> tuple[CardAddress, ...]:
     )
 
 
-def _list_processes(machine: Machine) -> list[ProcessStatus]:
+def list_processes(machine: Machine) -> list[ProcessStatus]:
+    """Each process of a VM, and whether it runs."""
     running = {name for name, process in machine.helpers.items() if not process.has_ended}
     if machine.vmm.process is not None and not machine.vmm.process.has_ended:
         running.add("")
     running |= machine.current.media.list_running()
+    running |= {name for name, keeper in machine.current.keepers.items() if keeper.is_running}
     serving = {pid for device in machine.devices.values() for pid in device.pids}
     return [
         ProcessStatus(
