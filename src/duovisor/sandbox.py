@@ -11,19 +11,22 @@ user namespace in which they are nobody.
 
 from __future__ import annotations
 
+import os
 import zlib
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 # systemd's UID table leaves 0x70000000 to 0x7fffffff unassigned: no account, no container uses them
 UID_BASE = 0x70000000
 UID_COUNT = 0x0FFFFFFF
 NOBODY = 65534
+# for some sockets: a program that was taken over must not fill the host's memory with files, or their names
+SCRATCH_KIB, SCRATCH_INODES = 64, 32
+_MOUNT_SCRATCH = 'mount -t tmpfs -o "$1" duovisor "$2" && shift 2 && exec "$@"'
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,10 @@ class ResourceLimits:
 class Sandbox:
     """What a sandboxed process may see. Paths are ``(on the host, in the sandbox)``.
 
-    ``if_there`` are folders that lie at the same place inside, and are left out where the host has none.
+    ``scratch`` are folders that root's program finds empty, on a file system in memory that holds next to
+    nothing (another user's program may write to the folder itself); ``find_scratch`` is the way from outside
+    to what it makes there. ``if_there`` are folders that lie at the same place inside, and are left out where
+    the host has none.
     ``uid`` and ``gids`` are used when root starts it; ``environment`` is all it gets. ``capabilities`` are
     those (``dac_override``) that root's program keeps in it. ``host_network``: it is in the host's network
     instead of one of its own.
@@ -53,6 +59,7 @@ class Sandbox:
     gids: tuple[int, ...] = ()
     read_only: tuple[tuple[Path, str], ...] = ()
     writable: tuple[tuple[Path, str], ...] = ()
+    scratch: tuple[tuple[Path, str], ...] = ()
     devices: tuple[str, ...] = ()
     links: tuple[tuple[str, str], ...] = ()
     environment: tuple[tuple[str, str], ...] = field(default=())
@@ -69,6 +76,11 @@ class SandboxTools:
     bwrap: Path
     setpriv: Path
     as_root: bool
+
+    @property
+    def unshare(self) -> Path:
+        """As ``prlimit``."""
+        return self.setpriv.with_name("unshare")
 
     @property
     def prlimit(self) -> Path:
@@ -106,7 +118,39 @@ def build_sandbox_argv(sandbox: Sandbox, tools: SandboxTools, argv: Sequence[str
         command += [str(tools.prlimit), *_limit_options(sandbox.limits), "--"]
     if tools.as_root:
         command += _drop_privileges(sandbox, tools)
-    return (*command, *argv)
+    return (*_build_scratch(sandbox, tools), *command, *argv)
+
+
+def find_scratch(pid: int, path: Path) -> Path:
+    """Where root finds what a sandboxed program made in its scratch folder ``path``.
+
+    ``pid`` is bubblewrap's own process: its mount namespace is the one with the folder in it.
+    """
+    return Path(f"/proc/{pid}/root{path}") if os.geteuid() == 0 else path
+
+
+def _build_scratch(sandbox: Sandbox, tools: SandboxTools) -> list[str]:
+    """What mounts the scratch folders first, in a mount namespace that is bubblewrap's alone.
+
+    So nobody has to unmount them: they are gone with the program. What the host unmounts goes from there too
+    (slave), or every file system of the host would be busy as long as the program runs.
+    """
+    words: list[str] = []
+    for path, _ in sandbox.scratch if tools.as_root else ():
+        if not words:
+            words = [str(tools.unshare), "--mount", "--propagation", "slave", "--"]
+        options = (
+            f"size={SCRATCH_KIB}k,nr_inodes={SCRATCH_INODES},mode=0700,uid={sandbox.uid},gid={sandbox.uid}"
+        )
+        words += [
+            "/bin/sh",
+            "-c",
+            _MOUNT_SCRATCH,
+            "duovisor-scratch",
+            f"{options},nosuid,nodev,noexec",
+            str(path),
+        ]
+    return words
 
 
 def _add_tools(sandbox: Sandbox, tools: SandboxTools) -> Sandbox:
@@ -143,7 +187,7 @@ def _paths(sandbox: Sandbox) -> list[str]:
         options += ["--ro-bind", str(source), target]
     for path in sandbox.if_there:
         options += ["--ro-bind-try", path, path]
-    for source, target in sandbox.writable:
+    for source, target in (*sandbox.writable, *sandbox.scratch):
         options += ["--bind", str(source), target]
     for device in ("/dev/null", "/dev/urandom", *sandbox.devices):
         options += ["--dev-bind", device, device]
@@ -153,14 +197,15 @@ def _paths(sandbox: Sandbox) -> list[str]:
 
 
 def _ancestors(sandbox: Sandbox) -> list[str]:
-    targets = [target for _, target in (*sandbox.read_only, *sandbox.writable)] + list(sandbox.if_there)
+    bound = (*sandbox.read_only, *sandbox.writable, *sandbox.scratch)
+    targets = [target for _, target in bound] + list(sandbox.if_there)
     targets += [link for _, link in sandbox.links] + ["/dev/null", *sandbox.devices]
     folders = {str(parent) for target in targets for parent in PurePosixPath(target).parents}
-    bound = set(targets)
+    there = set(targets)
     return sorted(
         folder
         for folder in folders - {"/"}
-        if not bound & {folder, *(str(above) for above in PurePosixPath(folder).parents)}
+        if not there & {folder, *(str(above) for above in PurePosixPath(folder).parents)}
     )
 
 

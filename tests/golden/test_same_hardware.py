@@ -110,7 +110,9 @@ def test_a_microkernelized_vmm_names_no_host_device(case: Case, tmp_path: Path) 
     assert "iothread" not in text
     assert not any(value.startswith(("user", "tap")) for value in find_values(plan.argv, "-netdev"))
     assert not plan.taps
-    bound = {str(path) for path, _ in (*plan.sandbox.read_only, *plan.sandbox.writable)}
+    bound = {
+        str(path) for path, _ in (*plan.sandbox.read_only, *plan.sandbox.writable, *plan.sandbox.scratch)
+    }
     assert not bound & {disk.path for disk in spec.disks}
     assert plan.sandbox.devices == ("/dev/kvm",)
 

@@ -14,11 +14,14 @@ import pytest
 from duovisor.hardware.sandboxing import probe_sandbox
 from duovisor.sandbox import (
     NOBODY,
+    SCRATCH_INODES,
+    SCRATCH_KIB,
     UID_BASE,
     ResourceLimits,
     Sandbox,
     SandboxTools,
     build_sandbox_argv,
+    find_scratch,
     uid_of,
 )
 
@@ -160,3 +163,61 @@ def test_inside_inherited_descriptors_work(tmp_path: Path) -> None:
     descriptor = os.open(file, os.O_RDONLY)
     assert run_inside(USR, f"cat <&{descriptor}", (descriptor,)) == "through the descriptor"
     os.close(descriptor)
+
+
+@real
+@pytest.mark.skipif(not ROOT, reason="another user's program writes to the folder itself")
+def test_a_scratch_folder_holds_next_to_nothing_and_ends_with_its_program(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    folder = tmp_path / "scratch"
+    folder.mkdir(mode=0o700)
+    script = (
+        "cd /scratch; for n in {1..100}; do : >f$n || break; done; echo $n; rm f*;"
+        "head -c 1M /dev/urandom >big; stat -c %s big; echo ready; read -r _"
+    )
+    argv = build_sandbox_argv(
+        replace(USR, scratch=((folder, "/scratch"),)), TOOLS, ("/bin/bash", "-c", script)
+    )
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as made:
+        assert made.stdout is not None
+        files, size, ready = (made.stdout.readline().strip() for _ in range(3))
+        assert ready == "ready"
+        assert (int(files), int(size)) == (SCRATCH_INODES, SCRATCH_KIB << 10)
+        assert find_scratch(made.pid, folder / "big").stat().st_size == int(size)
+        assert list(folder.iterdir()) == []  # the host's own folder, on the host's own file system
+        assert str(folder) not in Path("/proc/self/mountinfo").read_text()
+        _, errors = made.communicate("\n", timeout=20)
+    assert errors.count("No space left on device") == 2
+    assert not find_scratch(made.pid, folder / "big").exists()
+
+
+@real
+@pytest.mark.skipif(not ROOT, reason="only root mounts")
+def test_what_the_host_unmounts_is_not_kept_by_a_scratch_folder(tmp_path: Path) -> None:
+    """Where mounts are shared, as systemd has them."""
+    tmp_path.chmod(0o755)
+    host = str(tmp_path)
+    subprocess.run(["mount", "--bind", host, host], check=True)
+    try:
+        subprocess.run(["mount", "--make-shared", host], check=True)
+        scratch, disk = tmp_path / "scratch", tmp_path / "disk"
+        scratch.mkdir(mode=0o700)
+        disk.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "duovisor-test", str(disk)], check=True)
+        argv = build_sandbox_argv(
+            replace(USR, scratch=((scratch, "/scratch"),)),
+            TOOLS,
+            ("/bin/bash", "-c", "echo ready; read -r _"),
+        )
+        with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as made:
+            assert made.stdout is not None
+            assert made.stdout.readline() == "ready\n"
+            mounts = Path(f"/proc/{made.pid}/mountinfo")
+            assert str(disk) in mounts.read_text()
+            subprocess.run(["umount", str(disk)], check=True)
+            assert str(disk) not in mounts.read_text()
+            made.communicate("\n", timeout=20)
+    finally:
+        subprocess.run(["umount", "--recursive", "--lazy", host], check=True)

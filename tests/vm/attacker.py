@@ -1,8 +1,8 @@
 """A program that took over a sandboxed process: tries what it should not be able to do, tells the outcomes.
 
 Standard input: JSON with the ways that lead to the host: ``{"files": [...], "pids": [...], "ports": [...],
-"unix": [...], "read_only": [...]}``. Output: JSON, for each attempt the name of the error that it met, or
-``done``. Runs inside the sandbox, with the standard library alone.
+"unix": [...], "read_only": [...], "fill": "/folder"}``. Output: JSON, for each attempt the name of the error
+that it met, or ``done``. Runs inside the sandbox, with the standard library alone.
 """
 
 from __future__ import annotations
@@ -130,6 +130,32 @@ def try_writing(paths: list[str]) -> dict[str, str]:
     return outcomes
 
 
+def try_filling(folder: str) -> dict[str, Any]:
+    """How many files, and how much in one of them, a folder takes."""
+    outcomes: dict[str, Any] = {}
+    made: list[str] = []
+
+    def make_files() -> None:
+        for number in range(100_000):
+            path = f"{folder}/{number}"
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            made.append(path)
+
+    outcomes["files"] = attempt(make_files)
+    outcomes["file_count"] = len(made)
+    outcomes["folders"] = attempt(os.mkdir, f"{folder}/folder")
+    written = [0]
+
+    def write_bytes() -> None:
+        for _ in range(1 << 14):
+            written[0] += os.write(descriptor, bytes(4096))
+
+    descriptor = os.open(made[0], os.O_WRONLY)
+    outcomes["bytes"] = attempt(write_bytes)
+    outcomes["byte_count"] = written[0]
+    return outcomes
+
+
 def try_resources() -> dict[str, Any]:
     """How far memory, descriptors and threads go; each ends at its limit."""
     outcomes: dict[str, Any] = {}
@@ -179,6 +205,7 @@ def main() -> None:
         "sockets": try_sockets(ways["ports"], ways["unix"]),
         "privileges": try_privileges(),
         "writing": try_writing(ways["read_only"]),
+        "filling": try_filling(ways["fill"]) if ways["fill"] else {},
         "resources": try_resources(),
     }
     print(json.dumps(outcomes))

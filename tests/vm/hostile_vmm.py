@@ -16,6 +16,7 @@ from duovisor.controlling.preflight import find_libraries
 from duovisor.hardware.qemu import find_qemu
 from duovisor.hypervisor.build import build_vmm_sandbox
 from duovisor.hypervisor.plan import VmmPaths
+from duovisor.hypervisor.qemu.nics import SANDBOX_CHANNELS
 from duovisor.hypervisor.vmm_files import create_channels_folder
 from duovisor.sandbox import SandboxTools, build_sandbox_argv
 from duovisor.spec.loading import build_spec
@@ -73,6 +74,7 @@ def attack(folder: Path, *, as_root: bool) -> Outcomes:
             "ports": [server.getsockname()[1]],
             "unix": names,
             "read_only": READ_ONLY,
+            "fill": SANDBOX_CHANNELS if as_root else "",
         }
         outcomes = run(sandbox, ways, as_root=as_root, uid=uid)
         assert victim.poll() is None

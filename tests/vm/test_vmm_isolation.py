@@ -20,7 +20,7 @@ import pytest_asyncio
 from duovisor.hypervisor.build import VMM_DESCRIPTORS, VMM_PRIVATE_MIB, VMM_THREADS
 from duovisor.hypervisor.errors import VmmGoneError
 from duovisor.hypervisor.lifecycle import State
-from duovisor.sandbox import uid_of
+from duovisor.sandbox import SCRATCH_INODES, SCRATCH_KIB, uid_of
 from duovisor.spec.vm import Design
 
 from .conftest import booting, lend_folders, make_scratch
@@ -121,10 +121,11 @@ async def test_namespaces_and_privileges(guest: Guest) -> None:
 @looks
 async def test_file_system_is_what_qemu_needs(guest: Guest) -> None:
     root = proc(guest) / "root"
-    mounts = {}
+    mounts, limits = {}, {}
     for line in (proc(guest) / "mountinfo").read_text().splitlines():
         _, _, _, _, place, options, *_ = line.split()
         mounts[place] = set(options.split(","))
+        limits[place] = set(line.split()[-1].split(","))
     writable = {place for place, options in mounts.items() if "rw" in options}
     assert writable == {"/memory", "/channels", "/dev/null", "/dev/urandom"}
     assert {place for place, options in mounts.items() if "nodev" not in options} == {
@@ -132,6 +133,8 @@ async def test_file_system_is_what_qemu_needs(guest: Guest) -> None:
         "/dev/urandom",
     }
     assert all("nosuid" in options for options in mounts.values())
+    if os.geteuid() == 0:
+        assert limits["/channels"] >= {f"size={SCRATCH_KIB}k", f"nr_inodes={SCRATCH_INODES}"}
     tools = {"setpriv", "prlimit"} if os.geteuid() == 0 else {"prlimit"}
     qemu = Path(guest.machine.vmm.plan.argv[0]).name
     assert set(os.listdir(root / "usr/bin")) == {qemu, *tools}
@@ -207,6 +210,17 @@ def test_attacker_gains_no_privilege_and_runs_no_shell(outcomes: Outcomes) -> No
 
 def test_attacker_changes_nothing_it_may_read(outcomes: Outcomes) -> None:
     assert set(outcomes["writing"].values()) <= {"EROFS", "EACCES", "EISDIR"}
+
+
+def test_attacker_fills_no_memory_with_files(outcomes: Outcomes) -> None:
+    """Where root's VMM may make sockets; another user's fills what is that user's own."""
+    filled = outcomes["filling"]
+    if not filled:
+        pytest.skip("the sandbox of another user")
+    assert filled == {
+        "files": "ENOSPC", "file_count": SCRATCH_INODES - 1, "folders": "ENOSPC", "bytes": "ENOSPC",
+        "byte_count": SCRATCH_KIB << 10,
+    }  # fmt: skip
 
 
 def test_attacker_meets_each_limit(outcomes: Outcomes) -> None:

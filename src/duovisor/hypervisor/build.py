@@ -108,13 +108,13 @@ def build_vmm_sandbox(
         writable.append((paths.uefi_vars, firmware.SANDBOX_UEFI_VARS))
     if spec.cdroms:
         read_only.append((paths.media, cdroms.SANDBOX_MEDIA))
-    writable.append((paths.channels, nics.SANDBOX_CHANNELS))  # of cards that it has, or is given later
     kvm = accelerator is Accelerator.KVM
     return Sandbox(
         uid=uid_of(spec.name),
         gids=kvm_gids if kvm else (),
         read_only=tuple(read_only),
         writable=tuple(writable),
+        scratch=((paths.channels, nics.SANDBOX_CHANNELS),),  # of cards that it has, or is given later
         devices=("/dev/kvm",) if kvm else (),
         links=USR_MERGED,
         if_there=QEMU_FOLDERS,

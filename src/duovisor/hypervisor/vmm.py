@@ -25,7 +25,7 @@ from duovisor.hypervisor.qmp import Qmp
 from duovisor.hypervisor.thin_plan import STATE
 from duovisor.hypervisor.vmm_devices import LIVE, VmmDevices
 from duovisor.hypervisor.vmm_files import create_channels_folder, open_console_log, open_files
-from duovisor.sandbox import build_sandbox_argv
+from duovisor.sandbox import build_sandbox_argv, find_scratch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Mapping
@@ -97,8 +97,10 @@ class Vmm(VmmDevices):
 
     def socket_path(self, name: str) -> Path:
         """Where the plan's socket ``name`` is bound."""
-        folder = self.run_dir / CHANNELS if name in self.plan.bound else self.run_dir
-        return folder / f"{name}.sock"
+        if name not in self.plan.bound:
+            return self.run_dir / f"{name}.sock"
+        path = self.run_dir / CHANNELS / f"{name}.sock"
+        return path if self.process is None else find_scratch(self.process.pid, path)
 
     def prepare(self) -> None:
         """Bind the sockets; the memory file is there. Raises ``HypervisorError``; ``clean_up`` undoes it."""
