@@ -173,6 +173,7 @@ MEANINGS: dict[str, Meaning] = {
     # comparison: never in a reply, for it is a command's own
     "comparison": _FAILED,
     "comparison-folder": Meaning(409, 2),
+    "comparison-source": _HOST_CANNOT,
     "measure-failed": _FAILED,
     "measure-skipped": _HOST_CANNOT,
     "measured-service": _FAILED,

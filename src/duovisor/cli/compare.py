@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SECTIONS = ("start", "resources", "storage", "network", "processor", "updates", "faults")
 EPILOG = """\b
 Examples:
-  duovisor compare --quick                    10 minutes at most, with fewer rounds on a slow machine
+  duovisor compare --quick                    10 minutes at most, whatever the machine
   duovisor compare --full --output compared   about an hour; smaller differences are seen
   duovisor compare --full --plan              what it would do, and how long that takes
   duovisor compare --quick --only storage --rounds 8
@@ -51,8 +51,11 @@ Examples:
     "--seconds say how much; else without end]",
 )  # fmt: skip
 @click.option("--plan", "plan_only", is_flag=True, help="Tell what would be measured and how long; end.")
+@click.option(
+    "--count-source", is_flag=True, help="Also download QEMU's source (apt, 25 MB) and count lines."
+)
 @json_option
-def command(folder: Path | None, as_json: bool, plan_only: bool, **options: Any) -> int:
+def command(folder: Path | None, as_json: bool, plan_only: bool, count_source: bool, **options: Any) -> int:
     """Measure both designs on this machine and explain the difference.
 
     Runs the same guest and the same work monolithic and microkernelized, in turn, round after round: start,
@@ -72,6 +75,8 @@ def command(folder: Path | None, as_json: bool, plan_only: bool, **options: Any)
         return _tell_plan(folder, options, as_json=as_json)
     with ExitStack() as held:
         store, is_done = _prepare(folder, options, console, held)
+        if count_source:
+            _count_source(store, console)
         if is_done:
             said = f"{store.folder} is complete; writing its report again"
             console.print(said, style="dim", soft_wrap=True)
@@ -205,6 +210,12 @@ def _run(store: SampleStore, console: Console) -> None:
         )
     with _show_progress(console) as tell:
         run_comparison(store, directories, capabilities, image, tell)
+
+
+def _count_source(store: SampleStore, console: Console) -> None:
+    from duovisor.comparison import source_package
+
+    source_package.count_source(store.folder, lambda said: console.print(said, style="dim", soft_wrap=True))
 
 
 def _report(store: SampleStore, console: Console, *, as_json: bool) -> int:

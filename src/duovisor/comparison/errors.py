@@ -6,7 +6,8 @@
     ├── ComparisonFolderError   the output folder holds something else
     ├── MeasureError            a measurement gave no figures
     ├── SidelinedServiceError   the service that is killed did not come up
-    └── SkippedError            this host cannot make a measurement
+    ├── SkippedError            this host cannot make a measurement
+    └── SourceError             the source of what is installed cannot be fetched
 """
 
 from __future__ import annotations
@@ -42,3 +43,9 @@ class SkippedError(ComparisonError):
     """This host cannot make a measurement; ``message`` says what is missing, ``remedy`` what to do."""
 
     code = "measure-skipped"
+
+
+class SourceError(ComparisonError):
+    """The source that was to be counted cannot be fetched or read."""
+
+    code = "comparison-source"

@@ -10,6 +10,7 @@ from duovisor.comparison.plan import build_steps, is_rare
 from duovisor.comparison.report.events import EVENTS, EventRow, build_event
 from duovisor.comparison.report.quantities import QUANTITIES, Quantity
 from duovisor.comparison.samples import Outcome
+from duovisor.comparison.source_lines import load_count
 from duovisor.comparison.statistics import TEST_NAME, Comparison, compare_all
 from duovisor.spec.vm import Design
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from duovisor.comparison.samples import Header, Record, SampleStore
+    from duovisor.comparison.source_lines import SourceCount
 
 Samples = dict[Design, list[float]]
 MONO, MICRO = Design.MONOLITHIC, Design.MICROKERNELIZED
@@ -54,6 +56,7 @@ class Result:
     parts: dict[str, dict[Design, dict[str, float]]]
     authority: dict[Design, dict[str, Any]]
     code: dict[Design, dict[str, float]]
+    source: SourceCount | None
     quiet_ms: dict[Design, float]
     failures: tuple[Record, ...]
     skipped: tuple[tuple[str, str], ...]
@@ -97,6 +100,7 @@ def build_result(store: SampleStore) -> Result:
         parts=_build_parts(done),
         authority={record.design: record.facts for record in done if record.measure == "authority"},
         code={record.design: record.values for record in done if record.measure == "code"},
+        source=load_count(store.folder),
         quiet_ms=_find_quiet(done),
         failures=tuple(record for record in store.records if record.outcome is Outcome.FAILED),
         skipped=tuple(sorted(skipped)),
@@ -205,6 +209,7 @@ def to_document(result: Result, statements: dict[str, str], limits: list[str]) -
         },
         "authority": {str(design): facts for design, facts in result.authority.items()},
         "code": {str(design): values for design, values in result.code.items()},
+        "source": result.source.model_dump() if result.source else None,
         "failures": [record.model_dump(mode="json") for record in result.failures],
         "skipped": [{"measure": measure, "reason": reason} for measure, reason in result.skipped],
         "limits": limits,

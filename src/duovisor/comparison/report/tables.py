@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from duovisor.comparison.report.figure import join_spares, shorten_access
 from duovisor.comparison.report.sentences import SERVICE, describe_margin, state
-from duovisor.comparison.report.wording import count, format_p, format_span, format_value
+from duovisor.comparison.report.wording import count, format_p, format_span, format_value, join
+from duovisor.comparison.source_lines import BLOCK, DEVICES, NETWORK, PROCESSORS, REST
 from duovisor.comparison.statistics import Verdict
 from duovisor.spec.vm import Design
 
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 
 _CLASS = {Design.MONOLITHIC: "mono", Design.MICROKERNELIZED: "micro"}
 
+SOURCE_PARTS = {
+    DEVICES: "device models",
+    BLOCK: "block layer",
+    NETWORK: "network back ends",
+    PROCESSORS: "processors and their emulation",
+    REST: "everything else",
+}
 PYTHON_PARTS = {
     "driver partition": "each driver: Python of the channel and all drivers, at most",
     "controlling layer": "manager: Python of everything else",
@@ -198,7 +206,23 @@ def build_code(result: Result) -> str:
         "program and libraries mapped: of QEMU and of the interpreter that is machine code and not lines, "
         "for programs are installed without their source. QEMU is one program with all of its device models "
         "in it, whether a VM uses them or not, so nobody can say from here how much of it a VM runs. Lines "
-        "are Python of duovisor, without empty ones and comments.</p>" + _table(lines)
+        f"are Python of duovisor, without empty ones and comments.</p>{_table(lines)}{_tell_source(result)}"
+    )
+
+
+def _tell_source(result: Result) -> str:
+    """What QEMU's source says, if it was counted."""
+    if result.source is None:
+        return '<p class="small"><code>--count-source</code> downloads QEMU\'s source and counts it, too.</p>'
+    lines = result.source.lines
+    parts = join([f"{title} {lines[kind]:,}" for kind, title in SOURCE_PARTS.items() if kind in lines])
+    unused = lines.get(BLOCK, 0) + lines.get(NETWORK, 0)
+    return (
+        f"<p>The source of this QEMU ({escape(result.source.package)}, before the distribution's patches) "
+        f"has {sum(lines.values()):,} lines of C that can be in the program of an x86 host, without empty "
+        f"ones and comments: {parts}. In the monolithic design all of it is in the hypervisor layer. In the "
+        "microkernelized one the same program is there; but its block layer and network back ends, "
+        f"{unused:,} lines, have nothing of the host to work on: the drivers do that.</p>"
     )
 
 
