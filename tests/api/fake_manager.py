@@ -302,6 +302,10 @@ class FakeVmManager:
         vm = await self.get(name)
         return self._keep(self._with_record(vm, spec=change_spec(vm.record.spec, changes)))
 
+    async def set_cpus(self, name: str, cpus: int) -> VmView:
+        vm = await self.get(name)
+        return self._keep(self._with_record(vm, spec=change_spec(vm.record.spec, {"cpus": cpus})))
+
     async def detach(self, name: str, device: str, timeout_s: float, progress: Progress) -> None:
         vm = await self.get(name)
         if device not in name_devices(vm.record.spec):

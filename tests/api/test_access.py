@@ -55,6 +55,7 @@ NEEDS = {
     "limit_disk": "operator",
     "limit_nic": "operator",
     "set_limits": "administrator",
+    "set_cpus": "administrator",
     "attach_nic": "administrator",
     "detach_disk": "administrator",
     "detach_nic": "administrator",

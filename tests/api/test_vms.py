@@ -91,6 +91,15 @@ def test_a_disk_is_limited(api: Api, name: str) -> None:
     assert (gone.status_code, gone.json()["code"]) == (404, "device-not-found")
 
 
+def test_processors_are_added(api: Api, name: str) -> None:
+    api.make_vm(name)
+    place = f"/v1/vms/{name}/set-cpus"
+    assert api.post(place, json={"cpus": 3}).json()["record"]["spec"]["cpus"] == 3
+    for wrong in ({}, {"cpus": 0}, {"cpus": 256}, {"cpus": "many"}):
+        reply = api.post(place, json=wrong)
+        assert (reply.status_code, reply.json()["code"]) == (422, "request-invalid"), wrong
+
+
 def test_processors_and_memory_are_limited(api: Api, name: str) -> None:
     api.make_vm(name)
     place = f"/v1/vms/{name}/set-limits"

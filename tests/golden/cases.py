@@ -122,7 +122,7 @@ on_driver_failure = "pause"
 driver_hang_s = 5
 """,
     ),
-    Case("screen", ("--name", "web", "--accelerator", "tcg", "--graphics")),
+    Case("screen", ("--name", "web", "--accelerator", "tcg", "--graphics", "--cpus-max", "4")),
     Case(
         "file",
         ("SPEC", "--forward", "8443:443"),
@@ -130,6 +130,7 @@ driver_hang_s = 5
 name = "file.example"
 accelerator = "tcg"
 cpus = 2
+cpus_max = 6
 cpu_weight = 50
 cpu_limit = 1.5
 cpu_reservation = 0.5

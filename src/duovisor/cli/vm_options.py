@@ -25,6 +25,7 @@ _OPTIONS = (
         help="Drivers inside the hypervisor layer, or in the controlling layer.  [default: monolithic]",
     ),
     click.option("--cpus", type=int, help="Number of vCPUs.  [default: 1]"),
+    click.option("--cpus-max", type=int, help="Room for more that come while it runs.  [default: none]"),
     click.option(
         "--cpu-model",
         type=click.Choice(["host", "x86-64-v2", "x86-64-v3"]),
@@ -120,7 +121,17 @@ def build_document(base: Mapping[str, Any], options: Mapping[str, Any]) -> dict[
     """
     document = dict(base)
     _check_kinds(document)
-    for key in ("name", "design", "cpus", "cpu_model", "memory", "accelerator", "vmm", "firmware"):
+    for key in (
+        "name",
+        "design",
+        "cpus",
+        "cpus_max",
+        "cpu_model",
+        "memory",
+        "accelerator",
+        "vmm",
+        "firmware",
+    ):
         if options[key] is not None:
             document[key] = options[key]
     for key in ("tpm", "guest_agent", "graphics"):

@@ -1,4 +1,4 @@
-"""``duovisor vm set-limits``: how much of the host a VM may use."""
+"""``duovisor vm set-limits|set-cpus``: how much of the host a VM may use, and how many processors it has."""
 
 from __future__ import annotations
 
@@ -51,3 +51,28 @@ def set_limits(name: str, as_json: bool, **given: str | None) -> None:
         print_json(vm)
         return
     click.echo(f"{name}: {describe_resources(VirtualMachineSpec.model_validate(vm['record']['spec']))}")
+
+
+@click.command("set-cpus")
+@click.argument("name", metavar="VM", shell_complete=complete_vm)
+@click.argument("cpus", metavar="N", type=click.IntRange(1, 255))
+@json_option
+def set_cpus(name: str, cpus: int, as_json: bool) -> None:
+    """Give a VM N processors: under its running guest, if it has room, and from then on.
+
+    Room is what `cpus_max` of its definition said when it was started (`--cpus-max` of `vm create`). Linux
+    has new processors offline until somebody switches them on:
+
+    \b
+    duovisor vm set-cpus web 4
+    echo 1 | tee /sys/devices/system/cpu/cpu[23]/online     # in the guest
+
+    A VM that runs keeps those that it has: fewer come with a restart. The thin VMM takes none (exit code 4).
+    """
+    from duovisor.client.service import vm_path
+
+    vm = connect().request("POST", f"{vm_path(name)}/set-cpus", {"cpus": cpus}).document
+    if as_json:
+        print_json(vm)
+        return
+    click.echo(f"{name}: {vm['record']['spec']['cpus']} processors")

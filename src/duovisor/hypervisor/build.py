@@ -118,7 +118,7 @@ def build_vmm_sandbox(
         devices=("/dev/kvm",) if kvm else (),
         links=USR_MERGED,
         if_there=QEMU_FOLDERS,
-        limits=build_vmm_limits(spec.cpus),
+        limits=build_vmm_limits(spec.cpus_room),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from duovisor.hypervisor import plugging
+from duovisor.hypervisor import plugging, processors
 from duovisor.hypervisor.lifecycle import ENDED, State
 
 if TYPE_CHECKING:
@@ -86,6 +86,15 @@ class VmmDevices:
     async def list_devices(self) -> frozenset[str]:
         """The devices that the guest has, by id."""
         return await plugging.list_devices(self._qmp)
+
+    async def count_processors(self) -> int:
+        """How many processors the guest has."""
+        return await processors.count_processors(self._qmp)
+
+    async def add_processors(self, wanted: int) -> None:
+        """Let the guest have as many processors. Raises ``WrongStateError``, ``QmpError``; see ``count``."""
+        self.lifecycle.require(LIVE, "add processors to")
+        await processors.add_processors(self._qmp, wanted)
 
     async def limit_disk(self, disk: str, *, iops: int, bytes_per_s: int) -> None:
         """Limit a disk whose driver is in the VMM; 0 is no limit. Raises ``QmpError``."""

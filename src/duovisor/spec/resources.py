@@ -27,11 +27,13 @@ MemoryMib = Annotated[int, BeforeValidator(_read_memory), Field(ge=16, le=16 << 
 class Resources(ProcessorLimits):
     """The guest has ``cpus`` processors and ``memory_mib`` (``memory: 2G``).
 
+    ``cpus_max`` is the room for processors that come while it runs; by default there is none.
     ``memory_limit_mib`` (``memory_limit: 3G``) is how much memory of the host all that serves the VM may use
     together, the guest's included; kept by cgroup v2, or refused. By default it follows from the devices.
     """
 
     cpus: int = Field(default=1, ge=1, le=255)
+    cpus_max: int | None = Field(default=None, ge=1, le=255)
     memory_mib: MemoryMib = 512
     memory_limit_mib: MemoryMib | None = None
 
@@ -55,6 +57,17 @@ class Resources(ProcessorLimits):
                 f"and what serves it need at least {self.memory_mib + LIMIT_ROOM_MIB}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_room(self) -> Resources:
+        if self.cpus > self.cpus_room:
+            raise ValueError(f"cpus {self.cpus} is more than cpus_max {self.cpus_max}")
+        return self
+
+    @property
+    def cpus_room(self) -> int:
+        """How many processors the guest may have before it is started again."""
+        return self.cpus if self.cpus_max is None else self.cpus_max
 
     @property
     def needs_group(self) -> bool:

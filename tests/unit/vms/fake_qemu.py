@@ -303,6 +303,18 @@ class FakeQemu:
             self.tell("DEVICE_DELETED", device=device, path=f"/machine/peripheral/{device}")
         self.parts.leaving.clear()
 
+    def list_cpus(self) -> list[dict[str, Any]]:
+        """The places of processors, the last one first, as QEMU does."""
+        match = re.search(r"-smp (\d+),(?:maxcpus=(\d+),)?", " ".join(sys.argv))
+        assert match is not None
+        places = []
+        for core in range(int(match[2] or match[1])):
+            place = {"props": {"core-id": core, "thread-id": 0, "socket-id": 0}, "type": "x-x86_64-cpu"}
+            if core < int(match[1]) or f"cpu{core}" in self.parts.names["devices"]:
+                place["qom-path"] = f"/machine/cpu{core}"
+            places.append(place)
+        return places[::-1]
+
     def result_of(self, command: str, arguments: dict[str, Any]) -> Any:
         names = self.parts.names
         match command:
@@ -314,6 +326,8 @@ class FakeQemu:
             case "qom-list":
                 kind = "devices" if arguments["path"] == "/machine/peripheral" else "objects"
                 return [{"name": name, "type": "child<x>"} for name in names[kind]]
+            case "query-hotpluggable-cpus":
+                return self.list_cpus()
             case "query-chardev":
                 return [{"label": name} for name in names["chardevs"]]
             case "query-named-block-nodes":

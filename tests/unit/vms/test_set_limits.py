@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 from tests.unit.vms.fake_host import build_vm
+from tests.unit.vms.fake_qemu import DEVICES, REFUSES_DEVICES
 
 from duovisor.controlling.errors import HostLacksError, ProcessorsTakenError
+from duovisor.controlling.plugging.errors import PlugRefusedError
 from duovisor.controlling.vms import resource_actions
 from duovisor.controlling.vms.errors import VmChangeError
 from duovisor.controlling.vms.records import Autostart
 from duovisor.controlling.vms.resource_actions import describe_resources
+from duovisor.hypervisor.errors import QmpError
 
 if TYPE_CHECKING:
     from tests.unit.vms.conftest import Host
@@ -80,3 +84,61 @@ async def test_processors_of_others_cannot_be_reserved(host: Host, monkeypatch: 
         with pytest.raises(ProcessorsTakenError, match=r"only 0\.25 are left"):
             await manager.set_limits("vm", {"cpu_reservation": 0.5})
         await manager.set_limits("vm", {"cpu_reservation": 0.25})
+
+
+async def test_processors_come_to_a_vm_with_room(host: Host) -> None:
+    async with host.managed() as manager:
+        await manager.create(build_vm(cpus=2, cpus_max=4), OFF)
+        await manager.start("vm")
+        for wrong, said in ((5, "cpus 5 is more than cpus_max 4"), (1, "it has 2, and its guest")):
+            with pytest.raises((VmChangeError, PlugRefusedError), match=said):
+                await manager.set_cpus("vm", wrong)
+        vm = await manager.set_cpus("vm", 3)
+        assert (vm.record.spec.cpus, vm.status.restart_needed) == (3, False)
+        assert read_devices(host) == ["cpu2"]
+        (host.root / REFUSES_DEVICES).touch()
+        with pytest.raises(QmpError):
+            await manager.set_cpus("vm", 4)
+        vm = await manager.get("vm")
+        assert (vm.record.spec.cpus, vm.status.restart_needed) == (4, True)  # the rest at its next start
+        (host.root / REFUSES_DEVICES).unlink()
+    async with host.managed() as manager:
+        await manager.set_cpus("vm", 4)  # or so
+        assert read_devices(host) == ["cpu2", "cpu3"]
+        assert not (await manager.get("vm")).status.restart_needed
+        await manager.update_vmm("vm")
+        assert read_devices(host) == []  # it began with them
+        assert not (await manager.get("vm")).status.restart_needed
+        await manager.stop("vm")
+        vm = await manager.set_cpus("vm", 1)
+        assert vm.record.spec.cpus == 1
+
+
+async def test_processors_that_came_before_the_service_was_killed_are_counted(host: Host) -> None:
+    async with host.managed() as manager:
+        await manager.create(build_vm(cpus_max=2), OFF)
+        await manager.start("vm")
+        vm = manager._host.find_by_name("vm")
+        assert vm is not None
+        await vm.machine.vmm.add_processors(2)  # and nothing is written down
+    async with host.managed() as manager:
+        vm = manager._host.find_by_name("vm")
+        assert vm is not None
+        assert vm.machine.spec.cpus == 2
+        await manager.set_cpus("vm", 2)
+        assert not (await manager.get("vm")).status.restart_needed
+
+
+async def test_a_vm_without_room_says_how_to_get_some(host: Host) -> None:
+    async with host.managed() as manager:
+        await manager.create(build_vm(), OFF)
+        await manager.start("vm")
+        with pytest.raises(PlugRefusedError, match="room for 1") as caught:
+            await manager.set_cpus("vm", 2)
+        assert "cpus_max=2" in caught.value.remedy
+        assert (await manager.get("vm")).record.spec.cpus == 1
+
+
+def read_devices(host: Host) -> list[str]:
+    found: list[str] = json.loads((host.root / DEVICES).read_text())["devices"]
+    return [name for name in found if name.startswith("cpu")]

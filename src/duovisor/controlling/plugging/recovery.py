@@ -22,6 +22,9 @@ async def settle_plugging(incarnation: Incarnation, left: IncarnationDescription
 
     Raises ``QmpError``, ``QmpTimeoutError`` or ``VmmGoneError``.
     """
+    if left.spec.cpus_room > left.spec.cpus:
+        cpus = await incarnation.vmm.count_processors()
+        incarnation.spec = incarnation.spec.model_copy(update={"cpus": cpus})
     there = await incarnation.vmm.list_devices()
     known = set(name_devices(left.spec))
     change = left.change

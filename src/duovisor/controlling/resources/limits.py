@@ -28,7 +28,7 @@ class GroupLimits(NamedTuple):
 
 def build_vmm_group_limits(spec: VirtualMachineSpec) -> GroupLimits:
     """For the VMM: its guest's memory and its own."""
-    return GroupLimits(spec.memory_mib + build_vmm_limits(spec.cpus).private_mib, VMM_THREADS)
+    return GroupLimits(spec.memory_mib + build_vmm_limits(spec.cpus_room).private_mib, VMM_THREADS)
 
 
 def build_helper_group_limits(spec: VirtualMachineSpec) -> GroupLimits:

@@ -167,6 +167,7 @@ class EventKind(StrEnum):
     FORMAT_DIED = "format-died"
     FORMAT_RECOVERED = "format-recovered"
     LIMITED = "limited"
+    PROCESSORS_SET = "processors-set"
     DEVICE_ATTACHED = "device-attached"
     DEVICE_DETACHED = "device-detached"
     DEVICE_GONE = "device-gone"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from duovisor.controlling.plugging.processors import add_processors, check_processors
 from duovisor.controlling.resources.live import change_limits
 from duovisor.controlling.resources.processors import check_group_limits, check_reservation
 from duovisor.controlling.vms.device_actions import DeviceActions
@@ -76,6 +77,26 @@ class ResourceActions(DeviceActions):
             self._tell(EventKind.LIMITED, name, record.uuid, describe_resources(spec))
         return self._view(await self._definitions.get(name))
 
+    async def set_cpus(self, name: str, cpus: int) -> VmView:
+        """As many processors: under its guest if it runs, and from then on.
+
+        Raises ``VmChangeError``, ``PlugRefusedError``, ``WrongStateError`` with nothing changed, or
+        ``QmpError``; the rest comes at the next start then.
+        """
+        with self._exclusive(name, "add processors to"):
+            record = await self._definitions.get(name)
+            spec = change_spec(record.spec, {"cpus": cpus})
+            vm = self._host.find(record.uuid)
+            if vm is not None:
+                check_processors(vm.machine, cpus)
+            if spec != record.spec:  # first: a service that is killed now leaves what was asked for
+                await self._definitions.update(record, spec, record.autostart, None)
+            if vm is not None:
+                await add_processors(vm.machine, cpus)
+            said = f"{cpus} processors" if vm is not None else f"{cpus} processors at its next start"
+            self._tell(EventKind.PROCESSORS_SET, name, record.uuid, said)
+        return self._view(await self._definitions.get(name))
+
 
 async def limit_running(machine: Machine, spec: VirtualMachineSpec, capabilities: HostCapabilities) -> None:
     """Let a running VM have the limits of ``spec``; if that fails, it is as it was."""
@@ -97,7 +118,7 @@ def change_spec(spec: VirtualMachineSpec, changes: Mapping[str, Any]) -> Virtual
         return VirtualMachineSpec.model_validate(dict(spec) | dict(changes))
     except ValidationError as error:
         said = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise VmChangeError(f"{spec.name} cannot have these limits: {said}") from error
+        raise VmChangeError(f"{spec.name} cannot have that: {said}") from error
 
 
 def describe_resources(spec: VirtualMachineSpec) -> str:

@@ -30,9 +30,15 @@ def build_machine(spec: VirtualMachineSpec, qemu: QemuAbilities, accelerator: Ac
         "-nodefaults", "-no-user-config", "-display", "none", "-vga", "none",
         "-machine", f"{qemu.q35_machine},memory-backend=ram,usb=off,vmport=off,dump-guest-core=off",
         *build_accelerator(accelerator), "-cpu", build_processor(spec.cpu_model, accelerator),
-        "-smp", f"{spec.cpus},sockets=1,cores={spec.cpus},threads=1",
+        "-smp", build_processors(spec),
         "-rtc", "base=utc",
     ]  # fmt: skip
+
+
+def build_processors(spec: VirtualMachineSpec) -> str:
+    """How many there are; with room for more, these are further cores of the one socket."""
+    room = f"maxcpus={spec.cpus_room}," if spec.cpus_room > spec.cpus else ""
+    return f"{spec.cpus},{room}sockets=1,cores={spec.cpus_room},threads=1"
 
 
 def read_machine_type(argv: Sequence[str]) -> str:

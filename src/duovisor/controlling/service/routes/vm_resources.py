@@ -25,6 +25,20 @@ class ResourceLimits(ApiModel):
     memory_limit_mib: MemoryMib | None = None
 
 
+class Processors(ApiModel):
+    """How many processors the guest is to have; running, up to `cpus_max`, and no fewer than it has."""
+
+    cpus: Annotated[int, Field(ge=1, le=255)]
+
+
+@router.post("/{name}/set-cpus", summary="Give a VM more processors: at once, also under its guest")
+async def set_cpus(service: ServiceDep, who: Administrator, name: Name, wanted: Processors) -> VmView:
+    service.operations.require_idle(f"vm/{name}")
+    vm = await service.manager.set_cpus(name, wanted.cpus)
+    await service.events.wait_written(service.events.emit(who.name, "vm.set-cpus", f"vm/{name}"))
+    return vm
+
+
 @router.post(
     "/{name}/set-limits",
     summary="Limit what a VM uses of processors and memory: at once, also under its guest",
