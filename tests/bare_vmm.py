@@ -141,4 +141,5 @@ def serve(device: VirtioDevice, connection: socket.socket, stack: ExitStack) -> 
     """Serve a device on a VMM's channel until the VMM closes it; ``stack`` waits for that."""
     thread = threading.Thread(target=Backend(connection, device).run)
     thread.start()
+    stack.callback(device.close)
     stack.callback(thread.join)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import pytest_asyncio
+from tests.networks import enter_network, list_ports, why_no_namespace
 from tests.vm.service_host import BOOT_TIMEOUT_S, ServiceHost, kill_and_wait
 
 from duovisor.client.service import vm_path
@@ -98,6 +99,19 @@ def lend_folders() -> Iterator[Directories]:
     end_what_is_left(root, processes)
     shutil.rmtree(root, ignore_errors=True)
     assert not left, f"left behind: {left}"
+
+
+@pytest.fixture
+def network() -> Iterator[None]:
+    """The test runs in a network namespace with a bridge, and leaves no TAP in it."""
+    if reason := why_no_namespace():
+        pytest.skip(reason)
+    with enter_network():
+        yield
+        end_s = time.monotonic() + 10  # a TAP goes with the last process that has it
+        while left := list_ports():
+            assert time.monotonic() < end_s, f"left behind on the bridge: {left}"
+            time.sleep(0.1)
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ import asyncio
 import json
 import os
 import sys
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 from tests.unit.vms.killed_manager import NAME, Trials, run_trials
+from tests.vm.adopting import adopting
 from tests.vm.service_host import BOOT_TIMEOUT_S
 
 from duovisor.controlling.description import load_description
@@ -18,15 +18,12 @@ from duovisor.controlling.images.boot import add_image
 from duovisor.controlling.images.probe import PORT_NAME
 from duovisor.controlling.images.probe_client import connect_probe
 from duovisor.controlling.images.storage_jobs import run_verify
-from duovisor.controlling.store.sqlite import open_sqlite_store
-from duovisor.controlling.vms.manager import VmManager
 from duovisor.controlling.vms.records import VmStatus
 from duovisor.hypervisor.lifecycle import State
 from duovisor.spec.loading import build_spec
 from duovisor.spec.vm import Design, VirtualMachineSpec
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from duovisor.controlling.images.image import Image
@@ -78,19 +75,6 @@ async def run_service(directories: Directories, spec: VirtualMachineSpec) -> VmS
         service.kill()
         await service.wait()
     return VmStatus.model_validate(json.loads(line))
-
-
-@asynccontextmanager
-async def adopting(directories: Directories) -> AsyncIterator[VmManager]:
-    async with open_sqlite_store(directories.state / "store.sqlite") as store:
-        manager = VmManager(store, directories, lambda event: None)
-        await manager.open()
-        report = await manager.recover()
-        assert (report.adopted, report.problems) == ((NAME,), ())
-        try:
-            yield manager
-        finally:
-            await manager.close()
 
 
 def build_probe_vm(design: Design, image: Image, disk: Path) -> VirtualMachineSpec:

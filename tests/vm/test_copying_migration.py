@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 from tests.bare_vmm import Program, start_bare_vmm
-from tests.networks import BRIDGE, HOST, enter_network, why_no_namespace
+from tests.networks import BRIDGE, HOST
 from tests.vm.copying import Journey
 from tests.vm.test_driver_recovery import wait_spare
 
@@ -141,14 +141,6 @@ async def check_buffer(journey: Journey, buffer: str, image: Path) -> None:
 async def check_load(journey: Journey) -> None:
     """The round of fio that was under way ends well."""
     assert await journey.ask(END_OF_LOAD) == ""
-
-
-@pytest.fixture
-def network() -> Iterator[None]:
-    if reason := why_no_namespace():
-        pytest.skip(reason)
-    with enter_network():
-        yield
 
 
 class Stream:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from tests.contract.own_driver.documentation import DISK
 from tests.unit.vms.killed_manager import NAME
+from tests.vm.adopting import adopting
 from tests.vm.service_host import BOOT_TIMEOUT_S
 
 from duovisor.controlling.drivers.xts import Xts
@@ -19,7 +20,7 @@ from duovisor.controlling.images.storage_jobs import run_verify
 from duovisor.controlling.key_files import create_key
 from duovisor.spec.loading import build_spec
 
-from .test_adoption import adopting, run_service
+from .test_adoption import run_service
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 from tests.bare_vmm import BareVmm, Program, start_bare_vmm
-from tests.networks import BRIDGE, HOST, enter_network, why_no_namespace
+from tests.networks import BRIDGE, HOST
 from tests.vm.service_host import BOOT_TIMEOUT_S
 
 from duovisor.controlling.images.boot import add_image
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from duovisor.hardware.capabilities import HostCapabilities
     from duovisor.spec.vm import VirtualMachineSpec
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("network")]
 
 MEMORY_MIB = 256
 ADDRESS = "10.77.0.2"
@@ -50,14 +50,6 @@ while :; do
   i=$((i + 1)); echo $i >/tmp/next; mv /tmp/next /tmp/rounds
 done
 """
-
-
-@pytest.fixture(autouse=True)
-def network() -> Iterator[None]:
-    if reason := why_no_namespace():
-        pytest.skip(reason)
-    with enter_network():
-        yield
 
 
 class Place(NamedTuple):

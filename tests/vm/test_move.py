@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from bench.switch_guest import parse_pings
-from tests.networks import BRIDGE, HOST, enter_network, list_ports, why_no_namespace
+from tests.networks import BRIDGE, HOST
 from tests.vm.test_network import Peer
 
 from duovisor.controlling.images.probe import PORT_NAME
@@ -29,7 +29,7 @@ from duovisor.process import run
 from duovisor.spec.vm import Design
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
 
     from tests.vm.conftest import Guest
 
@@ -204,15 +204,6 @@ async def test_drivers_die_while_they_take_over(
     assert machine.vmm.state is State.RUNNING
     async with connect_probe(machine.port_path(PORT_NAME)) as probe:
         assert await run_verify(probe, "/dev/vda", size_mib=8) == "ok"
-
-
-@pytest.fixture
-def network() -> Iterator[None]:
-    if reason := why_no_namespace():
-        pytest.skip(reason)
-    with enter_network():
-        yield
-        assert list_ports() == [], "a TAP was left behind"
 
 
 @pytest.mark.usefixtures("network")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.unit.vms.killed_manager import NAME
+from tests.vm.adopting import adopting
 from tests.vm.service_host import BOOT_TIMEOUT_S
 from tests.vm.test_move import build_disks
 
@@ -15,14 +16,11 @@ from duovisor.controlling.images.boot import add_image
 from duovisor.controlling.images.probe_client import connect_probe
 from duovisor.controlling.images.storage_jobs import run_verify
 from duovisor.controlling.moving.report import Step
-from duovisor.controlling.store.sqlite import open_sqlite_store
-from duovisor.controlling.vms.manager import VmManager
 from duovisor.hypervisor.lifecycle import State
 from duovisor.spec.loading import build_spec
 from duovisor.spec.vm import Design
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from duovisor.controlling.images.image import Image
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.vm
 
-NAME = "vm"
 # a service that adopts or starts a VM, begins to move it, and kills itself at a step or after some time
 SERVICE = """
 import asyncio, json, os, signal, sys, threading
@@ -76,19 +73,6 @@ async def run_killed_service(directories: Directories, document: str, design: st
     )
     async with asyncio.timeout(BOOT_TIMEOUT_S):
         assert await service.wait() == -9
-
-
-@asynccontextmanager
-async def adopting(directories: Directories) -> AsyncIterator[VmManager]:
-    async with open_sqlite_store(directories.state / "store.sqlite") as store:
-        manager = VmManager(store, directories, lambda event: None)
-        await manager.open()
-        report = await manager.recover()
-        assert (report.adopted, report.problems) == ((NAME,), ())
-        try:
-            yield manager
-        finally:
-            await manager.close()
 
 
 async def test_killed_at_every_step(folders: Directories, probe_image: Image, scratch: Path) -> None:

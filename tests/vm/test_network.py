@@ -14,10 +14,11 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.networks import BRIDGE, HOST, enter_network, list_ports, why_no_namespace
+from tests.networks import BRIDGE, HOST, list_ports
 from tests.unit.vms.killed_manager import NAME
+from tests.vm.adopting import adopting
 from tests.vm.service_host import BOOT_TIMEOUT_S
-from tests.vm.test_adoption import adopting, run_service
+from tests.vm.test_adoption import run_service
 from tests.vm.waiting import LISTENS
 
 from duovisor.controlling.errors import NetworkError
@@ -33,7 +34,7 @@ from duovisor.spec.loading import build_spec
 from duovisor.spec.vm import Design, NicSpec
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from duovisor.controlling.images.image import Image
     from duovisor.controlling.images.probe_client import ProbeClient
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
     Boot = Callable[..., Awaitable[Guest]]
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("network")]
 
 DESIGNS = (Design.MONOLITHIC, Design.MICROKERNELIZED)
 TRANSFER_MIB = int(os.environ.get("DUOVISOR_TRANSFER_MIB", "16"))  # each ring goes round many times
@@ -53,15 +54,6 @@ KILL_EVERY_S = 2.0
 LIMIT_MIB = 1  # a second
 MAC = "52:54:00:77:00:0"
 NO_CARRIER = "until grep -q 0 /sys/class/net/eth0/carrier; do sleep 0.1; done"
-
-
-@pytest.fixture(autouse=True)
-def network() -> Iterator[None]:
-    if reason := why_no_namespace():
-        pytest.skip(reason)
-    with enter_network():
-        yield
-        assert list_ports() == [], "a TAP was left behind"
 
 
 async def boot_on_bridge(boot: Boot, design: Design, number: int = 2, **nic: object) -> Guest:

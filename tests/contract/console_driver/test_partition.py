@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
 import pytest_asyncio
 
 from duovisor.channel.frontend import FrontEnd
@@ -21,7 +17,8 @@ from duovisor.controlling.partitions.factory import PartitionFactory
 from duovisor.controlling.partitions.limits import build_limits
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from duovisor.controlling.partitions.partition import Partition
 
@@ -118,15 +115,6 @@ class ServedConsole:
 
     def read_log(self) -> bytes:
         return (self.folder / "console.log").read_bytes()
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder with a short path."""
-    path = Path(tempfile.mkdtemp(prefix="dvt-", dir="/tmp"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path)
 
 
 @pytest_asyncio.fixture

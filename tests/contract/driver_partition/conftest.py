@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,15 +24,6 @@ SOURCE = str(Path(duovisor.__file__).parent.parent)
 OWNER = Path(__file__).parent / "attacked_owner.py"
 STRANGER = 54321
 ROOT = os.geteuid() == 0
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder with a short path, which every user may look into."""
-    path = Path(tempfile.mkdtemp(prefix="dvt-", dir="/tmp"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path)
 
 
 @pytest_asyncio.fixture

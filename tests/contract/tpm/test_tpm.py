@@ -8,7 +8,6 @@ import shutil
 import socket
 import stat
 import struct
-import tempfile
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -80,12 +79,6 @@ class Channel:
         for each in (self._data, self._peer, self._listener):
             if each is not None:
                 each.close()
-
-
-@pytest.fixture
-def run_dir() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="dvt-", dir="/tmp") as name:
-        yield Path(name)
 
 
 @contextmanager

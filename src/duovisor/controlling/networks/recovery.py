@@ -10,6 +10,7 @@ from duovisor.controlling.networks import host
 from duovisor.controlling.networks.card_filter import sweep_filters
 from duovisor.controlling.networks.documents import NetworkIntent
 from duovisor.controlling.networks.forwarding import OURS
+from duovisor.controlling.recovery_report import count_found
 from duovisor.controlling.storage.steps import in_thread
 from duovisor.errors import DuovisorError
 
@@ -28,15 +29,11 @@ class NetworkReport(NamedTuple):
     problems: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        parts = [
-            f"{len(names)} {title}"
-            for title, names in (
-                ("networks deleted", self.finished),
-                ("rolled back", self.rolled_back),
-                ("leftovers removed", self.removed),
-            )
-            if names
-        ]
+        parts = count_found(
+            ("networks deleted", self.finished),
+            ("rolled back", self.rolled_back),
+            ("leftovers removed", self.removed),
+        )
         return ", ".join([*parts, *self.problems])
 
 

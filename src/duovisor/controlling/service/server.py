@@ -21,6 +21,7 @@ from duovisor.controlling.images.library import Library
 from duovisor.controlling.kernel_files import KernelFiles
 from duovisor.controlling.networks.lending import Sweeper, lend_all
 from duovisor.controlling.networks.networks import Networks
+from duovisor.controlling.recovery_report import count_found
 from duovisor.controlling.seeds import Seeds
 from duovisor.controlling.service.app import build_app
 from duovisor.controlling.service.context import Service
@@ -201,18 +202,14 @@ def note_server(events: EventLog, network: str, said: str) -> None:
 
 def describe_start(recovery: RecoveryReport, interrupted: int) -> str:
     """What a start found, in one line; pure."""
-    found = [
-        f"{len(names)} {title}"
-        for title, names in (
-            ("VMs adopted", recovery.adopted),
-            ("ended meanwhile", recovery.ended),
-            ("stops finished", recovery.finished),
-            ("starts rolled back", recovery.rolled_back),
-            ("leftovers removed", recovery.removed),
-            ("problems", recovery.problems),
-        )
-        if names
-    ]
+    found = count_found(
+        ("VMs adopted", recovery.adopted),
+        ("ended meanwhile", recovery.ended),
+        ("stops finished", recovery.finished),
+        ("starts rolled back", recovery.rolled_back),
+        ("leftovers removed", recovery.removed),
+        ("problems", recovery.problems),
+    )
     if interrupted:
         found.append(f"{interrupted} operations interrupted")
     return ", ".join(found) or "nothing ran"

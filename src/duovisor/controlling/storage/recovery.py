@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, NamedTuple
 
+from duovisor.controlling.recovery_report import count_found
 from duovisor.controlling.storage.documents import VolumeIntent
 from duovisor.controlling.storage.folder import exists
 from duovisor.controlling.storage.heads import read_size
@@ -25,15 +26,11 @@ class StorageReport(NamedTuple):
     problems: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        parts = [
-            f"{len(names)} {title}"
-            for title, names in (
-                ("volumes finished", self.finished),
-                ("rolled back", self.rolled_back),
-                ("half files removed", self.removed),
-            )
-            if names
-        ]
+        parts = count_found(
+            ("volumes finished", self.finished),
+            ("rolled back", self.rolled_back),
+            ("half files removed", self.removed),
+        )
         return ", ".join([*parts, *self.problems])
 
 
