@@ -31,7 +31,7 @@ def get_path(api: Api, name: str, **headers: str) -> str:
 def receive(connection: ClientConnection, count: int) -> bytes:
     data = b""
     while len(data) < count:
-        part = connection.recv(timeout=5)
+        part = connection.recv(timeout=60)
         assert isinstance(part, bytes)
         data += part
     return data
@@ -56,7 +56,7 @@ def test_a_viewers_keys_go_nowhere(service: RunningService, api: Api, name: str)
         assert receive(screen, 24) == VERSION + CHOICE + SHARED + REQUEST
         screen.send(b"\x63")
         with pytest.raises(ConnectionClosed) as closed:
-            screen.recv(timeout=5)
+            screen.recv(timeout=60)
     assert closed.value.rcvd is not None
     assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1008, "the screen knows no message 99")
 
@@ -93,7 +93,7 @@ def test_it_closes_when_the_vm_ends(service: RunningService, api: Api, name: str
         receive(screen, 12)
         screen.send(b"Q")
         with pytest.raises(ConnectionClosed) as closed:
-            screen.recv(timeout=5)
+            screen.recv(timeout=60)
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1001
 

@@ -104,7 +104,7 @@ def test_a_format_process_that_is_away_for_a_while(tmp_path: Path) -> None:
         time.sleep(0.1)
         assert client.queue.reap() == []
         stack.start_format()
-        assert client.queue.wait(10) == [(slot.head, 4097)]
+        assert client.queue.wait(60) == [(slot.head, 4097)]
         assert slot.data == b"a" * 4096
 
 
@@ -120,5 +120,5 @@ def test_the_front_end_ends_while_requests_wait(tmp_path: Path) -> None:
         client.queue.kick()
         began = time.monotonic()
         front.stop()
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 10  # and not for ever
         stack.start_format()

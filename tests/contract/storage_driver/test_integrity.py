@@ -77,7 +77,7 @@ class Traffic:
     def land(self) -> None:
         """Check what has completed; at least one request must."""
         self.client.queue.kick()
-        for head, written in self.client.queue.wait(10):
+        for head, written in self.client.queue.wait(60):
             slot, area = self.flying.pop(head)
             assert slot.status[0] == layout.STATUS_OK
             assert written == (1 if is_write(slot) else len(slot.data) + 1)

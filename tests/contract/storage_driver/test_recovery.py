@@ -129,7 +129,7 @@ def test_sigterm_hands_over_without_losing_anything(
         for _ in range(3):
             writer.fill(random.Random(1))
             driver.process.terminate()
-            driver.process.wait(10)
+            driver.process.wait(60)
             assert driver.finish() == (0, "")
             writer.collect()
             driver = start_driver()

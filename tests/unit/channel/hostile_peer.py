@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 MEMORY_BYTES = 0x20000
 USER = 0x7000_0000
 DATA = 0x10000  # where a request's buffers may lie; the rings are below
-TIMEOUT_S = 5.0
+TIMEOUT_S = 60.0
 
 
 class ToughDevice(EchoDevice):

@@ -131,7 +131,7 @@ def test_stopping_waits_for_what_is_in_flight() -> None:
         requests = [EchoRequest(front, b"r%d" % index) for index in range(3)]
         for request in requests:
             request.submit()
-            assert device.arrived.acquire(timeout=5)
+            assert device.arrived.acquire(timeout=60)
         assert front.stop() == [3]
         assert [head for head, _ in front.queues[0].reap()] == [
             request.head for request in reversed(requests)
@@ -147,7 +147,7 @@ def test_requests_complete_out_of_order_and_late() -> None:
         requests = [EchoRequest(front, b"r%d" % index) for index in range(4)]
         for request in requests:
             request.submit()
-            assert device.arrived.acquire(timeout=5)
+            assert device.arrived.acquire(timeout=60)
         device.answer()
         reaped: list[int] = []
         while len(reaped) < 4:
@@ -165,7 +165,7 @@ def test_a_successor_does_what_was_left_in_flight() -> None:
         for request in requests:
             request.submit()
             assert isinstance(first.device, LateDevice)
-            assert first.device.arrived.acquire(timeout=5)
+            assert first.device.arrived.acquire(timeout=60)
         front.disconnect()
         assert first.close() is None
         assert front.queues[0].reap() == []
@@ -193,7 +193,7 @@ def test_being_told_to_stop_finishes_and_closes() -> None:
         front.connect(backend.peer)
         request = EchoRequest(front, b"last")
         request.submit()
-        assert device.arrived.acquire(timeout=5)
+        assert device.arrived.acquire(timeout=60)
         backend.backend.stop()
         assert backend.wait() is None
         assert request.queue.reap() == [(request.head, 4)]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def front(no_leak: None) -> Iterator[FrontEnd]:
-    with FrontEnd(memory_bytes=1 << 20, queue_size=8, timeout_s=5) as made:
+    with FrontEnd(memory_bytes=1 << 20, queue_size=8, timeout_s=60) as made:
         yield made
 
 
@@ -234,7 +234,7 @@ def test_a_leak_is_seen_in_the_figures(front: FrontEnd) -> None:
     running = RunningBackend(device)
     front.connect(running.peer)
     ask(front)
-    assert device.arrived.acquire(timeout=5)
+    assert device.arrived.acquire(timeout=60)
     queues: Any = running.backend.statistics()["queues"]
     assert (queues[0]["in_flight"], queues[0]["completed"]) == (1, 0)
     front.disconnect()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 IMAGE_BYTES = 1 << 20
-EXIT_TIMEOUT_S = 10
+EXIT_TIMEOUT_S = 60
 
 
 class Victim:

@@ -254,7 +254,7 @@ def test_marking_the_longest_chain_takes_no_time(guest: Guest) -> None:
     descriptor = make_memory(((1 << 40) + (1 << 33)) >> 15)
     queue.set_log(map_dirty_log(descriptor, ((1 << 40) + (1 << 33)) >> 15, 0), LOG_ALL)
     put_table(guest, [(1 << 40, 2**31, WRITE | NEXT, 1), ((1 << 40) + 2**31, 2**31, WRITE, 0)])
-    for limit_s in (5.0, 1.0):
+    for limit_s in (20.0, 5.0):
         offer(guest, (DATA, 32, INDIRECT, 0))
         started = time.monotonic()
         (chain,) = queue.pop()

@@ -264,10 +264,10 @@ def test_what_was_forgotten_for_a_hand_over_is_done_when_it_fails() -> None:
         requests = [EchoRequest(front, b"r%d" % index) for index in range(3)]
         for request in requests:
             request.submit()
-            assert device.arrived.acquire(timeout=5)
+            assert device.arrived.acquire(timeout=60)
         os.eventfd_write(order, 1)
         for _ in requests:
-            assert device.arrived.acquire(timeout=5)
+            assert device.arrived.acquire(timeout=60)
         assert outcomes == [False]
         device.answer()
         reaped: list[int] = []

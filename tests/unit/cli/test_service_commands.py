@@ -225,7 +225,7 @@ def test_events(user: Program, name: str) -> None:
     assert watching.stdout is not None
     seen = [json.loads(watching.stdout.readline())["action"] for _ in range(3)]
     watching.send_signal(signal.SIGINT)
-    assert watching.wait(10) == 0
+    assert watching.wait(60) == 0
     assert sorted(seen) == ["vm.start", "vm.start", "vm.started"]
     watching.stdout.close()
 
@@ -239,7 +239,7 @@ def test_watch_shows_each_change(user: Program, name: str) -> None:
     while json.loads(watching.stdout.readline())["status"]["state"] != "running":
         pass
     watching.send_signal(signal.SIGINT)
-    assert watching.wait(10) == 0
+    assert watching.wait(60) == 0
     watching.stdout.close()
 
 
@@ -251,7 +251,7 @@ def test_console_on_a_terminal(user: Program, name: str) -> None:
     os.write(ours, b"root\r")
     assert "ROOT" in read_until(ours, "ROOT")
     os.write(ours, b"\x1d")
-    assert program.wait(10) == 0
+    assert program.wait(60) == 0
     os.close(its)
     os.close(ours)
     assert read(user, "vm", "show", name)["status"]["state"] == "running"
@@ -263,7 +263,7 @@ def test_console_ends_with_the_vm(user: Program, name: str) -> None:
     assert program.stdout is not None
     assert program.stdout.read(len(name)) == name
     say(user, "vm", "stop", name)
-    assert program.wait(10) == 0
+    assert program.wait(60) == 0
     program.stdout.close()
 
 
@@ -273,7 +273,7 @@ def test_run_is_a_throw_away_vm(user: Program, name: str) -> None:
     read_until(ours, "login: ")
     assert name in say(user, "vm", "list", "--state", "running")
     os.write(ours, b"\x1d")
-    assert program.wait(10) == 0
+    assert program.wait(60) == 0
     os.close(its)
     os.close(ours)
     assert name not in say(user, "vm", "list")
@@ -346,7 +346,7 @@ def test_vm_list_answers_within_300_ms(user: Program) -> None:
         if best_s < LIST_LIMIT_S and waited_s < LIST_LIMIT_S:
             break
     assert best_s < LIST_LIMIT_S
-    assert waited_s < 5 * LIST_LIMIT_S
+    assert waited_s < 20 * LIST_LIMIT_S
 
 
 def test_vm_list_imports_nothing_slow(user: Program) -> None:

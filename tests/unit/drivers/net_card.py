@@ -24,7 +24,7 @@ MAC = bytes.fromhex("525400123456")
 PEER = bytes.fromhex("020000000001")
 NO_OFFLOAD = bytes(HEADER_BYTES)
 PLAIN = (1 << 32) | (1 << 28) | (1 << 29) | (1 << 30)  # nothing of virtio-net's own
-TIMEOUT_S = 10
+TIMEOUT_S = 60.0
 
 
 class Wire(Tap):

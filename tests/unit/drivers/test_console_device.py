@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from duovisor.channel.device import VirtioDevice
 
-TIMEOUT_S = 10
+TIMEOUT_S = 60.0
 
 
 class Terminal:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from duovisor.controlling.drivers.console_device import ConsoleDevice
 
-TIMEOUT_S = 10
+TIMEOUT_S = 60.0
 NAMES = ["org.duovisor.probe", "org.qemu.guest_agent.0"]
 WORDS = [word for name in NAMES for word in ("--port", name)]
 QUEUES = 2 * (1 + len(NAMES) + 1)

@@ -50,7 +50,7 @@ def test_threads_start_only_when_needed(pool: WorkerPool) -> None:
 
 
 def test_jobs_overlap(pool: WorkerPool) -> None:
-    meeting = threading.Barrier(3, timeout=5)
+    meeting = threading.Barrier(3, timeout=60)
 
     def meet() -> None:
         meeting.wait()

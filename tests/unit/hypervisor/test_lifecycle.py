@@ -56,7 +56,7 @@ def test_require_names_what_is_needed() -> None:
 
 async def test_waiting_sees_a_state_that_was_left_at_once() -> None:
     lifecycle = build_at(State.STARTING)
-    waiting = asyncio.create_task(lifecycle.wait_for({State.PAUSED}, timeout_s=5))
+    waiting = asyncio.create_task(lifecycle.wait_for({State.PAUSED}, timeout_s=60))
     await asyncio.sleep(0)
     lifecycle.enter(State.RUNNING)
     await asyncio.sleep(0)

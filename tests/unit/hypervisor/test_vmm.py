@@ -127,7 +127,7 @@ async def test_a_socket_path_that_is_too_long_is_refused(folder: Path) -> None:
 async def test_guest_shuts_down(folder: Path) -> None:
     async with running(folder) as machine:
         await machine.press_power_button()
-        assert await machine.wait_ended(timeout_s=10) is State.STOPPED
+        assert await machine.wait_ended(timeout_s=60) is State.STOPPED
         assert machine.lifecycle.history == [*BORN, State.STOPPING, State.STOPPED]
 
 
@@ -159,7 +159,7 @@ async def test_kill_9_from_outside_is_a_crash(folder: Path) -> None:
     async with running(folder) as machine:
         assert machine.process is not None
         os.kill(machine.process.pid, signal.SIGKILL)
-        assert await machine.wait_ended(timeout_s=10) is State.CRASHED
+        assert await machine.wait_ended(timeout_s=60) is State.CRASHED
         assert machine.lifecycle.history == [*BORN, State.CRASHED]
         assert machine.process.returncode == -signal.SIGKILL
 
@@ -280,5 +280,5 @@ async def test_the_last_event_is_read_before_the_end_is_told(folder: Path) -> No
     for _ in range(10):
         async with running(folder) as machine:
             await machine.press_power_button()
-            await machine.wait_ended(timeout_s=10)
+            await machine.wait_ended(timeout_s=60)
             assert machine.lifecycle.history == [*BORN, State.STOPPING, State.STOPPED]

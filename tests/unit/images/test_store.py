@@ -153,10 +153,10 @@ def test_a_second_build_waits_for_the_first(directories: Directories) -> None:
     second = threading.Thread(target=build, daemon=True)  # flock(2) locks the open file, not the process
     with store.lock(directories):
         second.start()
-        assert said.get(timeout=5) == "waiting"
+        assert said.get(timeout=60) == "waiting"
         assert said.empty()
-    assert said.get(timeout=5) == "locked"
-    second.join(timeout=5)
+    assert said.get(timeout=60) == "locked"
+    second.join(timeout=60)
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
