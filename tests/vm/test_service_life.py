@@ -26,7 +26,7 @@ OTHER_BOOT = (  # the service, as it would be after the host's next boot
 )
 
 
-@pytest.fixture(params=["rest", "cli"])
+@pytest.fixture
 def way(request: pytest.FixtureRequest, host: ServiceHost, probe_image: Image) -> Way:
     document = build_document(probe_image)
     if request.param == "rest":
@@ -36,7 +36,9 @@ def way(request: pytest.FixtureRequest, host: ServiceHost, probe_image: Image) -
     return Cli(host, file)
 
 
-@pytest.mark.parametrize("design", list(Design))
+@pytest.mark.parametrize(
+    ("way", "design"), [("rest", Design.MICROKERNELIZED), ("cli", Design.MONOLITHIC)], indirect=["way"]
+)
 async def test_a_life_under_a_service_that_is_killed_after_each_step(
     host: ServiceHost, way: Way, probe_image: Image, design: Design
 ) -> None:

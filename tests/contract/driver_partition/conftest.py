@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SOURCE = str(Path(duovisor.__file__).parent.parent)
 OWNER = Path(__file__).parent / "attacked_owner.py"
 STRANGER = 54321
+LOOK = "import sys; open(sys.argv[1]); sys.exit(sys.version_info < (3, 11))"
 ROOT = os.geteuid() == 0
 
 
@@ -59,14 +60,11 @@ def find_python(user: int | None) -> str:
     """A Python that the user can start: ours may lie in root's home."""
     for python in (sys.executable, "/usr/bin/python3"):
         try:
-            if (
-                run_python(python, user, "-c", "import sys; sys.exit(sys.version_info < (3, 11))").returncode
-                == 0
-            ):
+            if run_python(python, user, "-c", LOOK, str(OWNER)).returncode == 0:
                 return python
         except OSError:
             pass  # not there, or not for this user
-    pytest.skip("there is no Python 3.11 that another user could start")
+    pytest.skip("there is no Python 3.11 that another user could start, or these files are closed to others")
 
 
 def run_python(python: str, user: int | None, *arguments: str) -> subprocess.CompletedProcess[str]:

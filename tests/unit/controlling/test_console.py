@@ -57,7 +57,7 @@ async def connected(folder: Path, *, resume: bool = False) -> AsyncIterator[tupl
             guest.writer.close()
             server.close()
             await server.wait_closed()
-            path.unlink()
+            path.unlink(missing_ok=True)  # Python 3.13 does so itself
 
 
 class Viewer:
