@@ -47,8 +47,9 @@ class KernelFiles:
         @asynccontextmanager
         async def lend_both(spec: VirtualMachineSpec) -> AsyncIterator[VirtualMachineSpec]:
             async with lend(spec) as found:
-                if found.kernel is not None and found.kernel.disk is not None:
-                    found = await asyncio.to_thread(self._take, found, found.kernel.disk)
+                kernel = found.kernel
+                if kernel is not None and kernel.disk is not None and not kernel.path:  # else it runs already
+                    found = await asyncio.to_thread(self._take, found, kernel.disk)
                 yield found
 
         return lend_both

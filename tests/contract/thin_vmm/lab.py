@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from tests.contract.thin_vmm.micro_guest import TICKING, build_image
 
+from duovisor.controlling.kernel_files import KernelFiles
 from duovisor.controlling.vms.manager import VmManager
 from duovisor.controlling.vms.records import Autostart
+from duovisor.controlling.vms.volumes import lend_none
 from duovisor.directories import Directories
 from duovisor.spec.loading import build_spec
 
@@ -41,6 +43,7 @@ class Lab:
         self.disk.write_bytes(OLD)
         os.truncate(self.disk, DISK_BYTES)
         self.directories.state.mkdir()
+        self.kernels = KernelFiles(root / "kernels")
 
     @property
     def kinds(self) -> list[str]:
@@ -49,7 +52,11 @@ class Lab:
     @asynccontextmanager
     async def managed(self) -> AsyncIterator[VmManager]:
         manager = VmManager(
-            self.store, self.directories, self.events.append, capabilities=lambda: self.capabilities
+            self.store,
+            self.directories,
+            self._note,
+            self.kernels.around(lend_none),
+            capabilities=lambda: self.capabilities,
         )
         await manager.open()
         await manager.recover()
@@ -57,6 +64,10 @@ class Lab:
             yield manager
         finally:
             await manager.close()
+
+    def _note(self, event: VmEvent) -> None:
+        self.events.append(event)
+        self.kernels.on_event(event)
 
     async def define(self, manager: VmManager, **changes: object) -> None:
         document = {

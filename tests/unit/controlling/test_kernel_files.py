@@ -12,9 +12,11 @@ import pytest
 from duovisor.controlling import kernel_files
 from duovisor.controlling.errors import BootFileError, DiskFileError
 from duovisor.controlling.kernel_files import KernelFiles
+from duovisor.controlling.vms.media import find_medium
 from duovisor.controlling.vms.records import EventKind, VmEvent
 from duovisor.controlling.vms.volumes import check_places, lend_none
 from duovisor.sandbox import uid_of
+from duovisor.spec.cdrom import CdromSpec
 from duovisor.spec.loading import build_spec
 
 if TYPE_CHECKING:
@@ -83,6 +85,20 @@ async def test_of_a_clone_too(tmp_path: Path) -> None:
     clone = write_clone(tmp_path, write_disk(tmp_path, "6.1"))
     await start(tmp_path / "kernels", make_spec(clone, format="qcow2"))
     assert (tmp_path / "kernels/web.vmlinuz").read_text() == "kernel 6.1"
+
+
+async def test_a_vm_that_runs_keeps_what_it_was_started_with(tmp_path: Path) -> None:
+    """A device that is plugged in is lent to the VM with it alone, its other disks left out."""
+    found = await start(tmp_path / "kernels", make_spec(write_disk(tmp_path, "6.1")))
+    plugged = found.model_copy(update={"disks": ()})
+    assert await start(tmp_path / "kernels", plugged) == plugged
+
+
+async def test_a_medium_for_one_that_does_not_run_needs_no_kernel(tmp_path: Path) -> None:
+    spec = make_spec(tmp_path / "nothing")
+    (tmp_path / "cd.iso").write_bytes(b"medium")
+    lend = KernelFiles(tmp_path / "kernels").around(lend_none)
+    await find_medium(spec, CdromSpec(path=f"{tmp_path}/cd.iso"), lend)
 
 
 async def test_another_vm_is_left_as_it_is(tmp_path: Path) -> None:

@@ -203,12 +203,12 @@ def test_a_clone_is_read_through_what_it_is_based_on(system: Path, tmp_path: Pat
 @given(place=st.integers(0, 600 << 10), garbage=st.binary(min_size=1, max_size=64))
 def test_no_file_system_is_trusted(system: Path, tmp_path: Path, place: int, garbage: bytes) -> None:
     """Its first part, with all that describes files in it, overwritten anywhere with anything."""
-    data = bytearray(system.read_bytes())
-    data[place : place + len(garbage)] = garbage
-    descriptor = os.memfd_create("disk")
-    os.write(descriptor, data)
+    descriptor = os.open(system, os.O_RDWR)
+    was = os.pread(descriptor, len(garbage), place)
+    os.pwrite(descriptor, garbage, place)
     found = None
     with contextlib.suppress(DiskReadError):
         found = find_boot_files(open_reader(descriptor))
+    os.pwrite(descriptor, was, place)
     os.close(descriptor)
     assert found is None or found.command_line.startswith("root=UUID=")

@@ -58,4 +58,4 @@ def describe_medium(drive: int, cdrom: CdromSpec) -> str:
 
 def _alone(spec: VirtualMachineSpec, cdrom: CdromSpec) -> VirtualMachineSpec:
     """A VM of that name with nothing to be found but a medium."""
-    return spec.model_copy(update={"disks": (), "nics": (), "cdroms": (cdrom,)})
+    return spec.model_copy(update={"disks": (), "nics": (), "cdroms": (cdrom,), "kernel": None})

@@ -7,6 +7,7 @@ still for a snapshot goes on when it is adopted, for that intent was written dow
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -136,7 +137,8 @@ class Snapshots:
         saved = folder.path / name
         check_files(saved, snapshot)
         wanted = snapshot.spec.model_copy(update={"name": record.name})
-        async with self._lend(wanted) as spec:
+        async with AsyncExitStack() as lent:
+            spec = await lent.enter_async_context(self._lend(before := _without_kernel(wanted)))
             await asyncio.to_thread(check_disks, snapshot, spec)
             checked = await asyncio.to_thread(check_start, spec, capabilities)
             checked.open_disks.close()
@@ -146,6 +148,9 @@ class Snapshots:
                     f"{checked.vmm.reason}"
                 )
             await self._bring_disks_back(folder, snapshot, spec, progress)
+            if before is not wanted:
+                await lent.aclose()
+                spec = await lent.enter_async_context(self._lend(wanted))
             progress(START_PERCENT, "loading memory and starting the processes")
             await self._host.start(record, spec, capabilities, SavedMachine(saved))
         self._tell(EventKind.SNAPSHOT_RESTORED, record.name, record.uuid, name)
@@ -193,3 +198,10 @@ def describe_taken(view: SnapshotView) -> str:
         f"paused {view.pause_ms:.1f} ms, {format_bytes(view.memory_bytes)} of memory, {disks}, "
         f"{format_bytes(view.host_bytes)} on the host"
     )
+
+
+def _without_kernel(spec: VirtualMachineSpec) -> VirtualMachineSpec:
+    """The same without a kernel that is on one of its disks, which is not back yet."""
+    if spec.kernel is None or spec.kernel.disk is None:
+        return spec
+    return spec.model_copy(update={"kernel": None})
