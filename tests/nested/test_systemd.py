@@ -77,6 +77,17 @@ def test_host_check_tells_of_groups(reports: Reports) -> None:
         assert limits["seen"] == "each process, and each VM in a systemd scope"
 
 
+def test_limits_change_under_the_guest_and_stay(reports: Reports) -> None:
+    live = reports.find("limited-live")
+    assert (live["limited"]["exit"], live["freed"]["exit"]) == (0, 0), live
+    assert (
+        live["limited"]["output"] == "inner: weight 50, at most 0.5 processors, at most 3072 MiB of memory\n"
+    )
+    assert live["found"] == ["50000 100000", "50", str(3 << 30)]
+    whole = build_vm_group_limits(build_spec(SPEC)).memory_mib
+    assert live["afterwards"] == ["max 100000", "100", str(whole << 20)]
+
+
 def test_a_group_ends_with_its_vm(reports: Reports) -> None:
     stopped = reports.find("vm-stopped")
     assert stopped["stop"]["exit"] == 0, stopped

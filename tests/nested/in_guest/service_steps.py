@@ -140,11 +140,30 @@ def live_under_systemd() -> None:
     back = wait_until(lambda: show_unit()["SubState"] == "running" and int(show_unit()["MainPID"]) != killed)
     report("unit-killed", back=back, unit=show_unit(), vm=show_vm())
     report("check", check=ask("host", "check"))
+    limit_live()
     stopped = run("duovisor", "vm", "stop", "inner")
     gone = wait_until(lambda: not list(SLICE.glob("*.scope")))
     left = [str(path) for path in SLICE.glob("*.scope")]
     report("vm-stopped", stop=stopped, gone=gone, scopes=left)
     report("unit-stopped", stop=run("systemctl", "stop", UNIT), unit=show_unit())
+
+
+def limit_live() -> None:
+    """Other limits under the guest; systemd keeps them when it reads its units again."""
+    words = ("--cpu-limit", "0.5", "--cpu-weight", "50", "--memory-limit", "3G")
+    limited = run("duovisor", "vm", "set-limits", "inner", *words)
+    reloaded, found = run("systemctl", "daemon-reload"), read_scope()
+    none = ("--cpu-limit", "none", "--cpu-weight", "none", "--memory-limit", "none")
+    freed = run("duovisor", "vm", "set-limits", "inner", *none)
+    report(
+        "limited-live", limited=limited, reloaded=reloaded, found=found, freed=freed, afterwards=read_scope()
+    )
+
+
+def read_scope() -> list[str]:
+    """The limits of the VM's scope, as the kernel has them."""
+    (scope,) = SLICE.glob("*.scope")
+    return [(scope / name).read_text().strip() for name in ("cpu.max", "cpu.weight", "memory.max")]
 
 
 def meet_limits() -> None:
