@@ -1,16 +1,22 @@
-"""A guest of each design on a NAT network: given an address, it finds others and is found where allowed."""
+"""A guest of each design on a NAT network: given an address, it finds others and is found where allowed.
+
+Then each becomes one of the other design under its work, and it is all the same.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import os
 import socket
 import subprocess
 import threading
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from bench.switch_guest import parse_pings
 from tests.networks import (
     OUTSIDE,
     UPLINK,
@@ -29,7 +35,7 @@ from duovisor.client.service import vm_path
 from duovisor.spec.vm import Design
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     from tests.vm.service_host import ServiceHost
 
@@ -148,8 +154,17 @@ async def test_a_nat_network(host: ServiceHost, probe_image: Image, outside: Out
             await check_forward(guests["db"], outside)
             assert client.get(LAN)["server_pid"] == server
             for name, guest in guests.items():
-                said = await tell(guest, "killall udhcpc; udhcpc -n -q -t 20 -T 1 -i eth0 -s /bin/dhcp-event")
-                assert f"lease of {addresses[name]} obtained" in said
+                await check_lease(guest, addresses[name])
+        for (name, design), other in zip(VMS.items(), reversed(VMS.values()), strict=True):
+            assert design is not other
+            async with working(host, name, probe_image, outside):
+                client.follow(client.act(name, "switch", {"design": other}))
+            async with reach_guest(host, name, probe_image) as guest:
+                await check_lease(guest, addresses[name])
+                await check_firewall(guest, addresses[name])
+                if name == "db":
+                    await check_forward(guest, outside)
+            assert address_of(client, name) == addresses[name]
         for name in VMS:
             client.follow(client.act(name, "stop"))
         client.follow(client.act("web", "start"))
@@ -191,6 +206,48 @@ async def check_guest(guest: ProbeClient, name: str, addresses: dict[str, str], 
     )
     assert "100% packet loss" in said
     assert " 0% packet loss" in await tell(guest, "ping -c 1 -W 10 10.44.0.1")
+
+
+@asynccontextmanager
+async def working(host: ServiceHost, name: str, image: Image, outside: Outside) -> AsyncIterator[None]:
+    """Meanwhile the guest pings its router and reads a stream from outside: nothing of either is lost."""
+    ended, sent = threading.Event(), hashlib.md5(usedforsecurity=False)
+
+    def serve() -> None:
+        with listener, listener.accept()[0] as stream:
+            while not ended.wait(0.01):
+                block = os.urandom(4096)
+                sent.update(block)
+                stream.sendall(block)
+
+    listener = outside.do(lambda: socket.create_server((OUTSIDE, 0)))
+    listener.settimeout(ANSWER_S)
+    thread = threading.Thread(target=serve)
+    thread.start()
+    stream = f"nc {OUTSIDE} {listener.getsockname()[1]} </dev/null | md5sum >/tmp/sum; touch /tmp/read"
+    async with reach_guest(host, name, image) as guest:
+        before = parse_pings(await tell(guest, "cat /proc/net/snmp"))
+        await tell(guest, f"({stream}) >/dev/null 2>&1 & ping -i 0.02 10.44.0.1 >/dev/null 2>&1 &")
+        await tell(guest, "sleep 0.5")
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    async with reach_guest(host, name, image) as guest:
+        await tell(guest, "sleep 0.5; killall ping; while [ ! -e /tmp/read ]; do sleep 0.1; done")
+        assert (await tell(guest, "cat /tmp/sum")).split()[0] == sent.hexdigest()
+        for _ in range(100):  # the last answer may be on its way
+            pings, answers = parse_pings(await tell(guest, "sleep 0.1; cat /proc/net/snmp"))
+            if pings - before[0] == answers - before[1]:
+                break
+        assert pings - before[0] == answers - before[1] > 10
+
+
+async def check_lease(guest: ProbeClient, address: str) -> None:
+    """Asked again, the network's server gives it the same address."""
+    said = await tell(guest, "killall udhcpc; udhcpc -n -q -t 20 -T 1 -i eth0 -s /bin/dhcp-event")
+    assert f"lease of {address} obtained" in said
 
 
 async def check_plugged(client: ServiceClient, guests: dict[str, ProbeClient]) -> None:

@@ -283,9 +283,9 @@ def test_run_in_json_ends_with_a_signal(user: Program, name: str) -> None:
     program = start(user, "run", "--name", name, "--json")
     while name not in say(user, "vm", "list", "--state", "running"):
         time.sleep(0.05)
-    time.sleep(0.5)
+    time.sleep(1.5)  # before it has come to its conversation, a signal is an interrupted start
     program.send_signal(signal.SIGTERM)
-    output, _ = program.communicate(timeout=20)
+    output, _ = program.communicate(timeout=120)
     summary = json.loads(output)
     assert program.returncode == 0
     assert (summary["name"], summary["state"], summary["accelerator"]) == (name, "stopped", "tcg")
