@@ -17,7 +17,6 @@ from duovisor.controlling.images.boot_files import find_boot_files
 from duovisor.controlling.images.disk_reader import DiskReadError, open_chain
 from duovisor.controlling.seeds import ENDS
 from duovisor.hypervisor.qemu.disks import disk_socket
-from duovisor.hypervisor.qemu.images import ImageFile
 from duovisor.sandbox import uid_of
 from duovisor.spec.vm import BLOCK_DRIVER, DiskFormat
 
@@ -110,8 +109,7 @@ def read_kernel(disk: DiskSpec, what: str) -> BootFiles:
             f"the kernel is to be on {what}, a {disk.format} image; raw and qcow2 are read here",
             remedy="duovisor volume clone --format qcow2 makes a volume that is; or name kernel.path",
         )
-    raw = disk.format is DiskFormat.RAW
-    chain = (ImageFile(disk.path, disk.format, False),) if raw else read_chain(disk.path, disk.format)
+    chain = read_chain(disk.path, disk.format)
     try:
         with open_chain(chain) as reader:
             found = find_boot_files(reader)

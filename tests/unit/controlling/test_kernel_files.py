@@ -20,6 +20,7 @@ from duovisor.spec.cdrom import CdromSpec
 from duovisor.spec.loading import build_spec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from duovisor.spec.vm import VirtualMachineSpec
@@ -128,8 +129,15 @@ async def test_what_cannot_be_read_is_told(
 async def test_a_disk_without_a_kernel(tmp_path: Path) -> None:
     with pytest.raises(BootFileError, match="there is no kernel with a RAM disk on disk0 of web"):
         await start(tmp_path / "kernels", make_spec(write_disk(tmp_path)))
-    with pytest.raises(BootFileError, match="No such file"):
+    with pytest.raises(DiskFileError, match="No such file"):
         await start(tmp_path / "kernels", make_spec(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+async def test_what_is_no_disk_is_not_waited_for(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "odd")
+    with pytest.raises(DiskFileError, match="neither a file nor a block device"):
+        await start(tmp_path / "kernels", make_spec(tmp_path / "odd"))
 
 
 async def test_a_guest_does_not_say_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

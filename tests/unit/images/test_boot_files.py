@@ -199,6 +199,22 @@ def test_a_clone_is_read_through_what_it_is_based_on(system: Path, tmp_path: Pat
     os.close(descriptor)
 
 
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.integers(440, 34 * 512), garbage=st.binary(min_size=1, max_size=64))
+def test_no_partition_table_is_trusted(system: Path, tmp_path: Path, place: int, garbage: bytes) -> None:
+    if not (tmp_path / "disk").exists():
+        make_disk(tmp_path / "disk", system)
+    descriptor = os.open(tmp_path / "disk", os.O_RDWR)
+    was = os.pread(descriptor, len(garbage), place)
+    os.pwrite(descriptor, garbage, place)
+    found = None
+    with contextlib.suppress(DiskReadError):
+        found = find_boot_files(open_reader(descriptor))
+    os.pwrite(descriptor, was, place)
+    os.close(descriptor)
+    assert found is None or found.kernel == KERNEL
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.integers(0, 600 << 10), garbage=st.binary(min_size=1, max_size=64))
 def test_no_file_system_is_trusted(system: Path, tmp_path: Path, place: int, garbage: bytes) -> None:

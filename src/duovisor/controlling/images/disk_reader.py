@@ -67,7 +67,9 @@ def open_chain(chain: Sequence[ImageFile]) -> Iterator[DiskReader]:
     reader: DiskReader | None = None
     with ExitStack() as files:
         for image in reversed(chain):
-            descriptor = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(
+                image.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+            )  # if it became a FIFO
             files.callback(os.close, descriptor)
             match image.format:
                 case DiskFormat.RAW:
