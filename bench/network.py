@@ -66,7 +66,17 @@ STREAMS = ("to_guest", "from_guest", "to_guest_4", "from_guest_4")
 
 async def run_iperf(guest: Guest, job: Job, seconds: float) -> float:
     """Mbit/s, or packets per second that arrived."""
-    argv = ["iperf3", "-c", guest.address, "-p", str(PORT), "-t", f"{seconds:g}", "-J", *job.options]
+    argv = [
+        "iperf3",
+        "-c",
+        guest.address,
+        "-p",
+        str(PORT),
+        "-t",
+        f"{max(1.0, seconds):g}",
+        "-J",
+        *job.options,
+    ]
     process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
     output, _ = await asyncio.wait_for(process.communicate(), seconds + 60)
     report = json.loads(output)

@@ -15,8 +15,9 @@ import os
 import shutil
 import sys
 import tempfile
+import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if not __package__:  # run as a script
     sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -34,6 +35,9 @@ from duovisor.controlling.images.tools_disk import build_program_disk
 from duovisor.directories import find_directories
 from duovisor.hardware.capabilities import read_capabilities
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 PARTS = ("storage", "network", "libvirt")
 
 
@@ -49,8 +53,8 @@ def find_obstacles() -> dict[str, str]:
     return {part: reason for part, reason in found.items() if reason}
 
 
-def measure(parts: list[str], rounds: int, seconds: float) -> dict[str, Any]:
-    """Each part after the other."""
+def measure(parts: list[str], rounds: int, seconds: float, missing: dict[str, str]) -> dict[str, Any]:
+    """Each part after the other; one that fails is noted in ``missing``."""
     directories = find_directories()
     image = build_probe_image(directories, print)
     capabilities = read_capabilities(directories.cache)
@@ -60,15 +64,24 @@ def measure(parts: list[str], rounds: int, seconds: float) -> dict[str, Any]:
         "seconds": seconds,
         "load_before": round(os.getloadavg()[0], 1),
     }
-    if "storage" in parts:
-        document["storage"] = asyncio.run(measure_storage(image, capabilities, directories, rounds, seconds))
-    if "network" in parts:
+
+    def take_network() -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="duovisor-bench-") as folder, enter_network():
             programs = Path(folder) / "programs.raw"
             build_program_disk(programs, Path(folder), "iperf3", label="programs")
-            document["network"] = asyncio.run(measure_network(image, capabilities, programs, rounds, seconds))
-    if "libvirt" in parts:
-        document["libvirt"] = measure_libvirt(kvm=capabilities.kvm.state == "usable", rounds=3 * rounds)
+            return asyncio.run(measure_network(image, capabilities, programs, rounds, seconds))
+
+    takes: dict[str, Callable[[], dict[str, Any]]] = {
+        "storage": lambda: asyncio.run(measure_storage(image, capabilities, directories, rounds, seconds)),
+        "network": take_network,
+        "libvirt": lambda: measure_libvirt(kvm=capabilities.kvm.state == "usable", rounds=3 * rounds),
+    }
+    for part in parts:
+        try:
+            document[part] = takes[part]()
+        except (Exception, SystemExit) as error:  # what the other parts took minutes for is kept
+            traceback.print_exc()
+            missing[part] = f"it failed: {error!r}"
     document["load_after"] = round(os.getloadavg()[0], 1)
     return document
 
@@ -97,7 +110,7 @@ def main() -> None:
     options = parser.parse_args()
     missing = find_obstacles()
     parts = [part for part in options.only or PARTS if part not in missing]
-    document = {**measure(parts, options.rounds, options.seconds), "missing": missing}
+    document = {**measure(parts, options.rounds, options.seconds, missing), "missing": missing}
     show(document)
     write_json(options.json, document)
     if options.markdown is not None:

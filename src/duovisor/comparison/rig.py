@@ -5,8 +5,9 @@ The VMs are this process's own, beside those of the service: they end with it, w
 
 from __future__ import annotations
 
+import asyncio
 import time
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from duovisor.comparison.errors import ComparisonError, SkippedError
@@ -114,10 +115,15 @@ class Rig:
         if guest is not None:
             await guest.machine.clean_up()
 
-    def find_dead(self, design: Design) -> Guest | None:
-        """The guest of a design if its VM has ended."""
+    async def find_dead(self, design: Design, wait_s: float) -> Guest | None:
+        """The guest of a design if its VM has ended, or does within so many seconds."""
         guest = self._guests.get(design)
-        return guest if guest is not None and guest.has_ended else None
+        if guest is None:
+            return None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await guest.machine.wait_ended()
+        return guest if guest.has_ended else None
 
     def build_spec(self, design: Design) -> VirtualMachineSpec:
         """The same VM in either design, with QEMU as VMM in both, so that the design alone differs."""

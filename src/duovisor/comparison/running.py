@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 from duovisor.comparison.campaign import run_campaign
 from duovisor.comparison.interruption import handle_signals
 from duovisor.comparison.measures.context import Context
+from duovisor.comparison.measures.faults import GONE_S
 from duovisor.comparison.measures.table import MEASURES
 from duovisor.comparison.own_network import try_own_network
 from duovisor.comparison.rig import Rig
 from duovisor.comparison.sidelined import SidelinedService
 from duovisor.comparison.sweeper import sweeping
+from duovisor.controlling.images.errors import GuestGoneError
 from duovisor.directories import Directories
 
 if TYPE_CHECKING:
@@ -71,7 +73,8 @@ async def run_step(context: Context, step: Step) -> Figures:
 
 async def recover(context: Context, step: Step, error: DuovisorError) -> str:
     """Leave the guest behind in which something failed: the next step begins with a fresh one."""
-    dead = context.rig.find_dead(step.design)
+    wait_s = GONE_S if isinstance(error, GuestGoneError) else 0.0  # its line goes before its VMM does
+    dead = await context.rig.find_dead(step.design, wait_s)
     said = error.message if dead is None else f"the guest died: its VMM {dead.describe_end()}"
     await context.rig.drop(step.design)
     return said

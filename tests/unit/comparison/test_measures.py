@@ -177,6 +177,18 @@ def test_authority_of_this_very_process() -> None:
     assert read_authority(2**22 + 1) == {}
 
 
+def test_descriptors_are_told_by_what_they_lead_to() -> None:
+    before = read_authority(os.getpid())["descriptors"]
+    memory = os.memfd_create("guest")
+    nowhere = os.open("/dev/null", os.O_RDWR)
+    try:
+        after = read_authority(os.getpid())["descriptors"]
+    finally:
+        os.close(nowhere)
+        os.close(memory)
+    assert after == {**before, "memory file": before.get("memory file", 0) + 1}
+
+
 def test_lines_that_are_neither_empty_nor_comments(tmp_path: Path) -> None:
     (tmp_path / "controlling/drivers").mkdir(parents=True)
     (tmp_path / "controlling/a.py").write_text("import os\n\n# a comment\nprint(os)\n")

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 DISK = disk_socket(0)
 CARD = "nic0"
-DIES_WITHIN_S = 1.0
+DIES_WITHIN_S = 1.0  # of a fault, if it dies of it
+GONE_S = 10.0  # whose line is gone, has died or will within this
 PINGS_AFTER_S = 1.0
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -70,7 +71,7 @@ async def _hurt(context: Context, design: Design, inflict: Callable[[Guest], Awa
     try:
         verdict = await finish_load(guest)
     except GuestGoneError:
-        if not await _wait_dead(guest):
+        if not await _wait_dead(guest, GONE_S):
             raise
         return await _boot_again(context, guest, began, hurt, token)
     values = {
@@ -93,7 +94,7 @@ async def measure_network_driver(context: Context, design: Design) -> Figures:
         await asyncio.sleep(PINGS_AFTER_S / 2)
         began = time.monotonic()
         hurt = await _fault_network(guest)
-        died = await _wait_dead(guest)
+        died = await _wait_dead(guest, DIES_WITHIN_S)
         if not died:
             await asyncio.sleep(PINGS_AFTER_S)
         found = echoes.collect()
@@ -111,10 +112,10 @@ async def measure_network_driver(context: Context, design: Design) -> Figures:
     return Figures(values, {"hurt": hurt})
 
 
-async def _wait_dead(guest: Guest) -> bool:
+async def _wait_dead(guest: Guest, within_s: float) -> bool:
     """Whether the VMM ends within a moment."""
     try:
-        async with asyncio.timeout(DIES_WITHIN_S):
+        async with asyncio.timeout(within_s):
             await guest.machine.wait_ended()
     except TimeoutError:
         return False

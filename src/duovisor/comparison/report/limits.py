@@ -58,7 +58,7 @@ def list_limits(result: Result) -> list[str]:
             "noise is not seen with so few samples: where none could be shown, there may be one."
         )
     said.append(
-        f"{count(result.rounds_done, 'round')}, {format_duration(result.took_s)} in all. Each difference was "
+        f"{_count_done(result)}, {format_duration(result.took_s)} in all. Each difference was "
         f"tested with the {TEST_NAME} (two-sided; p adjusted after Benjamini and Hochberg; shown if p ≤ "
         f"{SIGNIFICANT_P:g}). "
         + (
@@ -80,6 +80,13 @@ def _describe_accelerator(result: Result) -> str:
             "KVM are others; repeat it there."
         )
     return f"Guests ran on KVM: {host.accelerator_reason}."
+
+
+def _count_done(result: Result) -> str:
+    """Rounds of figures, or tries where there are no figures."""
+    if result.rounds_done or not result.tries_done:
+        return count(result.rounds_done, "round")
+    return count(result.tries_done, "try", "tries")
 
 
 def _describe_cut(result: Result) -> str:

@@ -145,7 +145,7 @@ def build_authority(result: Result) -> str:
     titles = (
         "process",
         "holds",
-        "own namespaces",
+        "namespaces",
         "capabilities",
         "system call filter",
         "descriptors",
@@ -173,11 +173,12 @@ def _authority_cells(process: dict[str, Any], *, spares: int) -> list[str]:
     role = f'{escape(role)}<span class="spread">{escape(process["layer"])} layer</span>'
     if not authority:
         return [role, escape(held), "?", "?", "?", "?"]
+    own = ", ".join(authority["own_namespaces"])
     kinds = ", ".join(count(number, kind) for kind, number in authority["descriptors"].items())
     return [
         role,
         escape(held),
-        escape(", ".join(authority["own_namespaces"]) or "none but the host's"),
+        escape(f"its own: {own}" if own else "the host's"),
         str(authority["capabilities"]),
         "yes" if authority["seccomp_filters"] else "no",
         escape(kinds),
