@@ -6,6 +6,8 @@
   Goal ≤ 20 MiB, and ≤ 0.4 × QEMU's.
 - ``exits_per_1000_io``: exits that reached Python while the guest read from its disk. Goal ≤ 1.
 - ``restore_ratio``: a saved guest of ``--memory`` MiB answers again, ÷ its cold boot. Goal ≤ 0.1.
+- ``network_ratio.{to_guest,from_guest}``, ``storage_ratio.*``: throughput of a card on a bridge (root,
+  iperf3) and of a disk; thin ÷ QEMU (``thin_streams.py``).
 - ``lines``: of code that the VMM's process imports from duovisor, without blank lines, comments and
   docstrings. Goal ≤ 4,000.
 """
@@ -27,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.thin_restore import time_restore
+from bench.thin_streams import bridged, build_ratio_lines, build_ratios, measure_throughput
 
 from duovisor.comparison.processes import read_pss_kib
 from duovisor.controlling.comparison import build_probe_spec, find_scratch, make_scratch_disk
@@ -40,6 +43,8 @@ from duovisor.spec.vm import Accelerator, Design, VmmKind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from bench.thin_streams import Bridged
 
     from duovisor.controlling.images.image import Image
     from duovisor.controlling.images.probe_client import ProbeClient
@@ -202,6 +207,30 @@ async def measure(rounds: int, reads: int, memory_mib: int) -> dict[str, Any]:
     return {"figures": figures, "rounds": measured, "restore": restored}
 
 
+async def measure_streams(
+    rounds: int, seconds: float, memory_mib: int, network: Bridged | None
+) -> list[dict[VmmKind, dict[str, float]]]:
+    """Throughput on each VMM, in alternating order."""
+    directories = find_directories()
+    image = build_probe_image(directories, print)
+    factories = Factories(directories.runtime, end_with_owner=True)
+    measured: list[dict[VmmKind, dict[str, float]]] = []
+    try:
+        with make_scratch_disk(directories.state, size_mib=32) as scratch:
+            for number in range(max(1, rounds)):
+                found: dict[VmmKind, dict[str, float]] = {}
+                for kind in KINDS if number % 2 == 0 else KINDS[::-1]:
+                    spec = build_bench_spec(kind, image, scratch, memory_mib)
+                    spec = network.add_to(spec) if network else spec
+                    async with boot(spec, directories, factories) as (_, guest, _):
+                        found[kind] = await measure_throughput(guest, seconds, network=bool(network))
+                print(f"throughput {number}: {json.dumps(found)}", flush=True)
+                measured.append(found)
+    finally:
+        await factories.close()
+    return measured
+
+
 def main() -> None:
     """Parse options, measure, print and write."""
     parser = argparse.ArgumentParser(
@@ -210,10 +239,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="VMs on each VMM; 0: one, with cold caches")
     parser.add_argument("--reads", type=int, default=2000, help="reads of 4 KiB for the count of exits")
     parser.add_argument("--memory", type=int, default=1024, help="MiB of guest memory")
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of each job of fio and iperf3")
+    parser.add_argument("--streams-only", action="store_true", help="network_ratio and storage_ratio alone")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
-    document = asyncio.run(measure(options.rounds, options.reads, options.memory))
-    print("\n".join(build_lines(document["figures"])))
+    document: dict[str, Any] = {"figures": {}}
+    if not options.streams_only:
+        document = asyncio.run(measure(options.rounds, options.reads, options.memory))
+    with bridged() as network:
+        streams = asyncio.run(measure_streams(options.rounds, options.seconds, options.memory, network))
+    document["streams"] = streams
+    document |= (ratios := build_ratios(streams))
+    print("\n".join([*build_lines(document["figures"]), *build_ratio_lines(ratios)]))
     if options.json:
         options.json.write_text(json.dumps(document, indent=2) + "\n")
 
