@@ -66,7 +66,8 @@ def read_host() -> dict[str, str]:
     """What networks change on a host."""
     settings = Path("/proc/sys/net/ipv4")
     return {
-        "links": run_ip("-oneline", "link"),
+        # not their state, which the kernel may tell a moment after it has changed
+        "links": " ".join(line.split(": ")[1] for line in run_ip("-oneline", "link").splitlines()),
         "addresses": run_ip("-oneline", "-4", "addr"),
         "tables": " ".join(
             line
