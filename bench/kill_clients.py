@@ -7,8 +7,9 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from bench.kill_devices import ISOS, build_vm
 from bench.kill_ledger import GONE, SERVER_ERROR, Fact, Ledger, read_fact
-from bench.service_process import build_boot_disk, build_small_vm
+from bench.service_process import build_boot_disk
 
 from duovisor.client.errors import ApiError, ConnectionLostError, ServiceUnreachableError
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     Document = dict[str, Any]
 
-DESIGNS = ("monolithic", "microkernelized")
 UNDER_WAY = ("pending", "running")
 PLUGGED_BYTES = 1 << 20
 UNPLUG_TIMEOUT_S = 0.05
@@ -35,6 +35,7 @@ EXPECTED = frozenset({
 # a guest whose power button was pressed may be gone at any moment
 MEETS_END = dict.fromkeys(("vm.pause", "vm.resume", "vm.reset"), frozenset({"vmm-gone"}))
 MEETS_END |= dict.fromkeys(("vm.attach-disk", "vm.detach-disk"), frozenset({"vmm-gone", "partition-failed"}))
+MEETS_END |= dict.fromkeys(("vm.insert", "vm.eject"), frozenset({"vmm-gone", "partition-failed"}))
 # what is done to a VM in each state, and how often
 CHOICES: dict[str, dict[str, int]] = {
     "rest": {
@@ -46,6 +47,9 @@ CHOICES: dict[str, dict[str, int]] = {
         "pause": 2,
         "attach": 3,
         "detach": 10,
+        "insert": 4,
+        "eject": 3,
+        "reset-nvram": 5,
     },
     "running": {
         "pause": 20,
@@ -57,8 +61,21 @@ CHOICES: dict[str, dict[str, int]] = {
         "delete": 2,
         "attach": 16,
         "detach": 3,
+        "insert": 16,
+        "eject": 8,
+        "reset-nvram": 1,
     },
-    "paused": {"resume": 60, "stop": 15, "reset": 10, "edit": 5, "shutdown": 2, "rename": 2, "attach": 8},
+    "paused": {
+        "resume": 60,
+        "stop": 15,
+        "reset": 10,
+        "edit": 5,
+        "shutdown": 2,
+        "rename": 2,
+        "attach": 8,
+        "insert": 8,
+        "eject": 3,
+    },
     "on the way": {"stop": 30, "edit": 20, "pause": 20, "resume": 5, "start": 5},
 }
 KINDS = {"running": "running", "paused": "paused", "starting": "on the way", "stopping": "on the way"}
@@ -137,8 +154,11 @@ class BaseClient:
 class Client(BaseClient):
     """One that acts on VMs."""
 
-    def __init__(self, service: ServiceProcess, ledger: Ledger, pause: Pause, seed: str, names: int) -> None:
+    def __init__(
+        self, service: ServiceProcess, ledger: Ledger, pause: Pause, seed: str, names: int, *, devices: bool
+    ) -> None:
         super().__init__(service, ledger, pause, seed)
+        self._devices = devices
         self._names = [f"vm{number}" for number in range(names)]
 
     def _judge(self, error: Exception) -> None:
@@ -171,6 +191,10 @@ class Client(BaseClient):
                 self._attach(name)
             case "detach":
                 self._detach(vm)
+            case "insert" | "eject":
+                self._change_medium(name, action)
+            case "reset-nvram":
+                self._send("POST", f"/v1/vms/{name}/reset-nvram")
             case _:
                 self._follow(self._begin(name, action))
 
@@ -181,7 +205,7 @@ class Client(BaseClient):
         fact = Fact(name, self._mark())
         disk = self._service.root / f"disk{self._ledger.next_number()}.raw"
         disk.write_bytes(build_boot_disk())
-        spec = build_small_vm(name, self._random.choice(DESIGNS), disk)
+        spec = build_vm(name, disk, self._random, devices=self._devices)
         with self._ledger.creating(fact) as answer:
             vm = self._send("POST", "/v1/vms", {"spec": spec, "autostart": {"order": fact.mark}})
             answer.uuid, answer.revision = vm["record"]["uuid"], vm["record"]["revision"]
@@ -211,6 +235,12 @@ class Client(BaseClient):
         if slots:
             leaving = {"device": f"disk{slots[-1]}", "timeout_s": UNPLUG_TIMEOUT_S}
             self._follow(self._begin(vm["record"]["name"], "detach-disk", leaving))
+
+    def _change_medium(self, name: str, action: str) -> None:
+        """In a VM that may have no drive."""
+        medium = {"path": str(self._service.root / self._random.choice(ISOS))}
+        options = {"medium": medium} if action == "insert" else {}
+        self._follow(self._begin(name, f"cdroms/0/{action}", options))
 
     def _delete(self, vm: Document) -> None:
         with self._ledger.changing(vm, GONE):

@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bench.kill_devices import find_leftovers, find_media_faults
 from bench.service_process import find_processes
 
 from duovisor.controlling.description import Duty, MachineDescription, Phase, load_description
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     Document = dict[str, Any]
 
 ACTIVE = ("starting", "running", "paused", "stopping")
-BOOTED_WITH = ("", "disk0")  # the others are plugged in while it runs
+BOOTED_WITH = ("", "disk0", "tpm")  # the others are plugged in while it runs
 PERMANENT = {"vms", "duovisord.sock", "memory", "networks"}
 
 _LATEST_RUNS = """
@@ -47,7 +48,8 @@ def find_running(directories: Directories) -> dict[str, RunningVm]:
         booted = (
             process
             for process in described.processes
-            if process.device in BOOTED_WITH and process.duty is not Duty.SPARE  # spares come and go
+            if process.device in BOOTED_WITH
+            and (process.duty is Duty.ACTIVE or not process.control)  # spares, to be or not yet, come and go
         )
         identities = frozenset(process.identity for process in booted)
         if all(map(is_living, identities)):
@@ -64,6 +66,7 @@ def find_disagreements(directories: Directories, vms: list[Document], own_pids: 
     found += _compare_names("run folders", list_run_folders(directories.vms), active)
     found += _compare_names("memory files", _names_in(directories.runtime / "memory"), active)
     found += _compare_names("consoles", _consoles(directories), {v["record"]["uuid"] for v in vms}, most=True)
+    found += find_leftovers(directories, {vm["record"]["uuid"] for vm in vms})
     found += _compare_names("runtime files", _names_in(directories.runtime), PERMANENT, most=True)
     found += _check_mounts(directories, wanted=bool(active))
     for name, description in known.items():
@@ -110,6 +113,7 @@ def _check_vm(folder: Path, vm: Document, description: MachineDescription) -> li
     for process in description.processes:
         if not is_living(process.identity):
             found.append(f"{name} is {status['state']}; its {process.role} {process.identity} has ended")
+    found += find_media_faults(name, vm, description)
     sockets = {path.stem for path in folder.glob("*/*.sock")}
     if sockets != {*description.current.plan.sockets}:
         found.append(f"{name} has the sockets {sockets}, not {description.current.plan.sockets}")
@@ -146,6 +150,10 @@ def _check_sockets(directories: Directories, known: dict[str, MachineDescription
     expected |= {
         str(_folder(directories, each) / process.control) for each in known.values()
         for process in each.processes if process.control
+    }  # fmt: skip
+    expected |= {
+        str(_folder(directories, each) / f"media/{process.device}.sock") for each in known.values()
+        for process in each.processes if process.role == "media server"
     }  # fmt: skip
     lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
     listening = {line[7] for line in lines if len(line) > 7 and line[5] == "01"}

@@ -5,7 +5,8 @@ were told is true; every operation is over; no process, socket, mount, memory fi
 belongs to nothing; and store, service and host say the same. Goal: 200 kills, 0 violations.
 JSON: ``kills``, ``operations`` (that began), ``violations`` (their number), ``details``.
 
-VMs are real ones: 16 MiB, a boot sector that obeys the power button. One restart of five is itself killed.
+VMs are real ones: 16 MiB, a boot sector that obeys the power button; some have a CD-ROM drive whose medium is
+changed, a TPM, or UEFI variables, which are reset. One restart of five is itself killed.
 Networks are made in a namespace of the trial's own, and left out where there can be none.
 """
 
@@ -24,6 +25,7 @@ if not __package__:  # run as a script
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.kill_clients import UNDER_WAY, Client, Pause
+from bench.kill_devices import write_isos
 from bench.kill_inspection import find_disagreements, find_running
 from bench.kill_ledger import Ledger
 from bench.kill_network_clients import NetworkClient, delete_networks, find_network_faults, read_networks
@@ -48,13 +50,16 @@ RUNS_ON = ("running", "paused")
 class Trial:
     """One service, killed again and again; ``violations`` says what was found."""
 
-    def __init__(self, service: ServiceProcess, seed: int, networks: tuple[str, ...]) -> None:
+    def __init__(
+        self, service: ServiceProcess, seed: int, networks: tuple[str, ...], *, devices: bool
+    ) -> None:
         self._service = service
         self._random = random.Random(seed)
         self.ledger = Ledger()
         self._pause = Pause(CLIENTS + len(networks))
         self.clients = [
-            Client(service, self.ledger, self._pause, f"{seed}-{number}", NAMES) for number in range(CLIENTS)
+            Client(service, self.ledger, self._pause, f"{seed}-{number}", NAMES, devices=devices)
+            for number in range(CLIENTS)
         ]
         self.network_clients = [
             NetworkClient(service, self.ledger, self._pause, seed, name) for name in networks
@@ -71,6 +76,7 @@ class Trial:
 
     def run(self, kills: int) -> None:
         """Kill so often, then end everything in order and look for what is left."""
+        write_isos(self._service.root)
         self._start_s = self._service.start()
         for thread in self._threads:
             thread.start()
@@ -133,8 +139,8 @@ class Trial:
             found = vms.get(name)
             if found is None or found["status"]["state"] not in RUNS_ON:
                 self._violate(f"{name} {vm} ran when the service was killed, and is {found}")
-            elif find_running(self._service.directories).get(name) != vm:
-                self._violate(f"{name} does not run in the processes {vm} that it had")
+            elif (now := find_running(self._service.directories).get(name)) != vm:
+                self._violate(f"{name} does not run in the processes {vm} that it had, but in {now}")
 
     def _is_pressed(self, vm: RunningVm) -> bool:
         return vm.processes in self._pressed
@@ -210,12 +216,12 @@ class Trial:
                 time.sleep(0.05)
 
 
-def run_trial(kills: int, seed: int) -> dict[str, Any]:
-    """Kill a service so often; returns the figures."""
+def run_trial(kills: int, seed: int, *, devices: bool) -> dict[str, Any]:
+    """Kill a service so often, whose VMs have CD-ROM drives, TPMs and UEFI or not; returns the figures."""
     begun = time.monotonic()
     why_not = why_no_namespace()
     with nullcontext() if why_not else enter_network(), ServiceProcess() as service:
-        trial = Trial(service, seed, () if why_not else NETWORKS)
+        trial = Trial(service, seed, () if why_not else NETWORKS, devices=devices)
         trial.run(kills)
         if trial.ledger.violations:
             kept = Path(f"{service.root}.log")
@@ -241,7 +247,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of all that is random but the scheduler")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
-    figures = run_trial(options.kills, options.seed)
+    figures = run_trial(options.kills, options.seed, devices=True)
     for name, value in figures.items():
         if name != "details":
             print(f"{name.replace('_', ' '):24} {value:>10,}")

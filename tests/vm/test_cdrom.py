@@ -12,6 +12,8 @@ from tests.boot_iso import write_boot_iso
 from tests.vm.service_host import Cli, Rest
 from tests.vm.waiting import wait_said
 
+from duovisor.controlling.description import FILE
+
 if TYPE_CHECKING:
     from tests.vm.service_host import ServiceHost
 
@@ -39,6 +41,18 @@ class Drive:
         return [each for each in self.rest.show(NAME)["status"]["processes"] if each["role"] == role]
 
 
+def interrupt_change(host: ServiceHost, path: str) -> None:
+    """The service is killed when it has written down what is to be in the drive, and done nothing yet."""
+    host.end()
+    file = host.directories.vms / NAME / FILE
+    left = json.loads(file.read_text())
+    left["current"] |= {"changing_drive": 0}
+    left["current"]["spec"]["cdroms"][0]["path"] = path
+    file.write_text(json.dumps(left))
+    host.start()
+    assert host.get("/v1/service")["recovery"]["problems"] == []
+
+
 def test_media_are_booted_changed_and_served(host: ServiceHost) -> None:
     folder = host.directories.state
     first = write_boot_iso(folder / "first.iso", "this is the first disc")
@@ -58,6 +72,9 @@ def test_media_are_booted_changed_and_served(host: ServiceHost) -> None:
     assert drive.processes("media server")[0]["pid"] != server["pid"]
 
     assert host.kill_and_restart()["adopted"] == [NAME]
+    interrupt_change(host, str(first))
+    drive.boot("first disc")
+    interrupt_change(host, str(second))
     drive.boot("the second")
     status = drive.rest.show(NAME)["status"]
     assert (status["restart_needed"], status["faults"]) == (False, [])

@@ -17,6 +17,7 @@ from duovisor.controlling.errors import MachineNotFoundError
 from duovisor.controlling.run_folder import has_owner, list_run_folders
 from duovisor.hypervisor.plan import LaunchPlan
 from duovisor.process_identity import ProcessIdentity, is_living, read_children
+from duovisor.spec.cdrom import CdromSpec
 from duovisor.spec.vm import Accelerator, DiskSpec, NicSpec, VirtualMachineSpec, VmmKind
 
 if TYPE_CHECKING:
@@ -87,19 +88,21 @@ class PlanDescription(BaseModel):
 
 
 class DeviceChange(BaseModel):
-    """A device that is just being plugged in, with what it is to be, or out."""
+    """A device that is just being plugged in, with what it is to be, or out; or what comes into a drive."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     device: str
     disk: DiskSpec | None = None
     nic: NicSpec | None = None
+    cdrom: CdromSpec | None = None
 
 
 class IncarnationDescription(BaseModel):
     """One VMM of a VM with what serves its devices, in the folder ``number`` of the run folder.
 
-    ``full`` names disks that hold the VM until there is room for them.
+    ``full`` names disks that hold the VM until there is room for them. The medium of ``changing_drive`` is
+    just being changed: it is to have what ``spec`` says.
 
     ``spec`` is the VM's, with the design of this incarnation; ``vmm`` is never ``auto``. Once it
     runs, the VMM is its first process.
@@ -114,6 +117,7 @@ class IncarnationDescription(BaseModel):
     plan: PlanDescription
     processes: tuple[ProcessDescription, ...] = ()
     change: DeviceChange | None = None
+    changing_drive: int | None = None
     full: tuple[str, ...] = ()
 
 

@@ -29,6 +29,7 @@ from duovisor.controlling.machine_disks import adopt_disk, plan_disk
 from duovisor.controlling.machine_drivers import adopt_device, plan_device
 from duovisor.controlling.machine_formats import adopt_keeper, build_format_environment, is_format_process
 from duovisor.controlling.machine_networks import adopt_tap, open_taps, remove_rules, restore_rules
+from duovisor.controlling.media.change import adopt_media, settle_drive
 from duovisor.controlling.media.drives import Media, is_media_server
 from duovisor.controlling.network_helper import start_network_helper
 from duovisor.controlling.plugging.recovery import settle_plugging
@@ -103,6 +104,7 @@ class Incarnation:
         self.taps: dict[str, int] = {}
         self.ruled: set[str] = set()  # TAPs that got rules after the start
         self.change: DeviceChange | None = None
+        self.changing_drive: int | None = None
         self.full: tuple[str, ...] = ()
         self.spares_after_s = SPARES_AFTER_S
         self.on_full: Callable[[str], Awaitable[bool]] = _let_wait
@@ -133,6 +135,7 @@ class Incarnation:
             ),
             processes=(*self._fixed, *formats, *map(find_program, self.media.describe()), *crews),
             change=self.change,
+            changing_drive=self.changing_drive,
             full=self.full,
         )
 
@@ -217,6 +220,7 @@ class Incarnation:
         Raises ``VmmGoneError``, ``VmmStartError`` when the VMM never ran its guest, ``QmpError`` or
         ``QmpTimeoutError``; ``let_go`` then.
         """
+        self.changing_drive = left.changing_drive
         others = (each for each in left.processes if not each.control)
         self._fixed = tuple(e for e in others if not is_format_process(e) and not is_media_server(e))
         running = {each.device: adopt_process(each, self.run_dir) for each in self._fixed}
@@ -233,6 +237,7 @@ class Incarnation:
             self.full = left.full
         if self.spec.design is Design.MICROKERNELIZED:
             await self._adopt_devices(left, console_log, capabilities)
+        await settle_drive(self, capabilities)
 
     async def end(self) -> None:
         """End all processes and remove what they left."""
@@ -450,7 +455,7 @@ class Incarnation:
             console = adopt_console(self.spec, self.run_dir, console_log, pids, self.held)
             await self._adopt_device(plan_console(self.spec, console), found)
         if self.spec.cdroms:
-            await self._adopt_media(left, await asyncio.to_thread(capabilities))
+            adopt_media(self, left, await asyncio.to_thread(capabilities))
         for index, disk in self.spec.numbered_disks():
             found = _find_partitions(left, disk_socket(index))
             if disk.format is not DiskFormat.RAW:
@@ -468,11 +473,6 @@ class Incarnation:
             found = _find_partitions(left, device_socket(index))
             opened = adopt_device(device, [each.pid for each in found], self.held)
             await self._adopt_device(plan_device(self.spec, index, opened, self.held), found)
-
-    async def _adopt_media(self, left: IncarnationDescription, capabilities: HostCapabilities) -> None:
-        tools = find_sandbox_tools(self.spec.design, capabilities)
-        environment = self._build_format_environment(tools, capabilities)
-        self.media.adopt(self.spec, left.processes, environment, self.run_dir)
 
     async def _adopt_formatted(
         self, index: int, left: IncarnationDescription, capabilities: HostCapabilities

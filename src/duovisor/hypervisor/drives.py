@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any
 from duovisor.hypervisor.errors import HypervisorError, QmpError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from duovisor.hypervisor.qmp import Qmp
 
 OPEN_S = 5.0
 RETRY_S = 0.2
+TRIES, SHUT = 10, "is not open"
+NO_ARGUMENTS: Mapping[str, str] = {}
 
 
 class TrayLockedError(HypervisorError):
@@ -27,8 +31,7 @@ async def eject(qmp: Qmp, drive: str, node: str, *, force: bool) -> None:
     A guest that has mounted it is asked to let go, and has some seconds; ``force`` does not ask. Raises
     ``TrayLockedError`` or ``QmpError``.
     """
-    await _open_tray(qmp, drive, force=force)
-    await qmp.execute("blockdev-remove-medium", id=drive)
+    await _do_with_open_tray(qmp, drive, "blockdev-remove-medium", force=force)
     if node in await qmp.query_node_sizes():
         await qmp.execute("blockdev-del", **{"node-name": node})
     await qmp.execute("blockdev-close-tray", id=drive)
@@ -39,12 +42,26 @@ async def insert(qmp: Qmp, drive: str, medium: dict[str, Any]) -> None:
     node = medium["node-name"]
     await qmp.execute("blockdev-add", **medium)
     try:
-        await qmp.execute("blockdev-open-tray", id=drive, force=True)
-        await qmp.execute("blockdev-insert-medium", **{"id": drive, "node-name": node})
+        medium_named = {"node-name": node}
+        await _do_with_open_tray(qmp, drive, "blockdev-insert-medium", medium_named, force=True)
     except QmpError:
         await qmp.execute("blockdev-del", **{"node-name": node})
         raise
     await qmp.execute("blockdev-close-tray", id=drive)
+
+
+async def _do_with_open_tray(
+    qmp: Qmp, drive: str, command: str, arguments: Mapping[str, str] = NO_ARGUMENTS, *, force: bool
+) -> None:
+    """Open the tray and do it; again if the guest has shut it meanwhile, as firmware does that resets it."""
+    for left in reversed(range(TRIES)):
+        await _open_tray(qmp, drive, force=force)
+        try:
+            await qmp.execute(command, id=drive, **arguments)
+            return
+        except QmpError as error:
+            if SHUT not in str(error) or not left:
+                raise
 
 
 async def _open_tray(qmp: Qmp, drive: str, *, force: bool) -> None:

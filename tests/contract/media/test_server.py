@@ -16,6 +16,7 @@ import pytest
 from duovisor.controlling.errors import DiskFileError
 from duovisor.controlling.formats.process import FormatEnvironment
 from duovisor.controlling.leftovers import adopt_process
+from duovisor.controlling.media.drives import Media
 from duovisor.controlling.media.server import MediaServer, check_medium
 from duovisor.controlling.preflight import find_libraries
 from duovisor.hardware.sandboxing import probe_sandbox
@@ -45,7 +46,7 @@ class Host:
         self.notes = 0
 
     def build(self) -> MediaServer:
-        return MediaServer(self.environment, 0, str(self.image), self._note, self._tell)
+        return MediaServer(self.environment, 0, str(self.image), self._note, self.tell)
 
     async def read(self) -> None:
         """Read the medium as a VMM does; what comes must be right."""
@@ -63,7 +64,7 @@ class Host:
     def _note(self) -> None:
         self.notes += 1
 
-    def _tell(self, event: DriverEvent) -> None:
+    def tell(self, event: DriverEvent) -> None:
         assert event.device == "cdrom0"
         self.events.append(event.kind.value)
 
@@ -154,3 +155,19 @@ def test_what_can_be_in_a_drive(tmp_path: Path) -> None:
     ):
         with pytest.raises(DiskFileError, match=said):
             check_medium(str(path))
+
+
+async def test_it_is_written_down_from_before_its_program_begins_until_it_has_ended(host: Host) -> None:
+    """Whoever comes after a kill, whenever that is, finds every server that there is."""
+    written: list[list[str]] = []
+    media = Media(host.run_dir, lambda: written.append([each.device for each in media.describe()]), host.tell)
+    (host.run_dir / "media").mkdir(mode=0o711)
+    media.insert(0, str(host.image), host.environment)
+    assert written == [["cdrom0"]]
+    await host.read()
+    ending = asyncio.create_task(media.eject(0))
+    await asyncio.sleep(0)
+    assert [each.device for each in media.describe()] == ["cdrom0"]
+    await ending
+    assert written == [["cdrom0"], []]
+    await media.eject(0)

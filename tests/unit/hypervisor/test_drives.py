@@ -17,15 +17,19 @@ if TYPE_CHECKING:
 
 
 class FakeDrive:
-    """A VMM with one drive, as far as QMP shows it; ``locked``: so many requests until the guest lets go."""
+    """A VMM with one drive, as far as QMP shows it.
+
+    ``locked``: so many requests until the guest lets go; ``shuts``: so often it shuts the tray by itself.
+    """
 
     name = "vm"
 
-    def __init__(self, *nodes: str, locked: int = 0, broken: str = "") -> None:
+    def __init__(self, *nodes: str, locked: int = 0, shuts: int = 0, broken: str = "") -> None:
         self.nodes = set(nodes)
         self.inside = nodes[0] if nodes else ""
         self.is_open = False
         self.locked = locked
+        self.shuts = shuts
         self.broken = broken
 
     async def query_node_sizes(self) -> dict[str, int]:
@@ -42,6 +46,9 @@ class FakeDrive:
                 self.is_open = True
             case "blockdev-close-tray":
                 self.is_open = False
+            case "blockdev-remove-medium" | "blockdev-insert-medium" if self.shuts:
+                self.shuts, self.is_open = self.shuts - 1, False
+                raise QmpError("Tray of device 'cdrom0' is not open")
             case "blockdev-remove-medium":
                 assert self.is_open
                 self.inside = ""
@@ -83,6 +90,22 @@ async def test_an_empty_drive_can_be_emptied() -> None:
     drive = FakeDrive()
     await eject(as_qmp(drive), "cdrom0", "cdrom0-medium", force=False)
     assert (drive.nodes, drive.is_open) == (set(), False)
+
+
+async def test_a_tray_that_the_guest_shuts_is_opened_again() -> None:
+    drive = FakeDrive("cdrom0-medium", shuts=2)
+    await eject(as_qmp(drive), "cdrom0", "cdrom0-medium", force=False)
+    assert (drive.inside, drive.shuts) == ("", 0)
+    drive.shuts = 1
+    await insert(as_qmp(drive), "cdrom0", MEDIUM)
+    assert (drive.inside, drive.shuts, drive.is_open) == ("cdrom0-medium", 0, False)
+
+
+async def test_one_that_is_shut_always_is_given_up() -> None:
+    drive = FakeDrive(shuts=10**6)
+    with pytest.raises(QmpError, match="is not open"):
+        await insert(as_qmp(drive), "cdrom0", MEDIUM)
+    assert drive.nodes == set()
 
 
 async def test_a_guest_has_time_to_let_go() -> None:

@@ -41,14 +41,17 @@ class Media:
     def insert(self, index: int, path: str, environment: FormatEnvironment) -> None:
         """Start the server of a medium; the drive has none. Raises ``PartitionError``."""
         server = MediaServer(environment, index, path, self._note, self._tell)
+        self._servers[index] = (
+            server  # before it starts: its process is written down with those that are here
+        )
         server.start()
-        self._servers[index] = server
 
     async def eject(self, index: int) -> None:
         """End the server of a drive's medium, if it has one."""
-        server = self._servers.pop(index, None)
+        server = self._servers.get(index)
         if server is not None:
             await server.end()
+            del self._servers[index]  # after its end: it is written down as long as it lives
             self._note()
 
     def adopt(
@@ -80,7 +83,8 @@ class Media:
     async def end(self) -> None:
         """End all servers."""
         for index in tuple(self._servers):
-            await self._servers.pop(index).end()
+            await self._servers[index].end()
+            del self._servers[index]
 
     async def let_go(self) -> None:
         """Leave all servers running."""

@@ -72,14 +72,8 @@ class InsideActions(VmActions):
         """
         with self._exclusive(name, "change a CD-ROM of"):
             seen = await self._definitions.get(name)
-            spec = media.put_in(seen.spec, drive, cdrom)
-            vm = self._host.find(seen.uuid)
-            if vm is None:
-                await media.find_medium(spec, cdrom, self._lend)
-            else:
-                capabilities = await asyncio.to_thread(self._capabilities)
-                await media.change_now(vm, drive, cdrom, self._lend, capabilities, force=force)
-            await self._definitions.update(seen, spec, seen.autostart, None)
+            changes = media.MediaChanges(self._definitions, self._host, self._lend)
+            await changes.change(seen, drive, cdrom, self._capabilities, force=force)
         self._tell(EventKind.MEDIUM_CHANGED, name, seen.uuid, media.describe_medium(drive, cdrom))
         progress(100, media.describe_medium(drive, cdrom))
 

@@ -22,10 +22,13 @@ from duovisor.controlling.plugging.changes import name_devices
 from duovisor.controlling.run_folder import list_run_folders, open_run_folder, remove_folder
 from duovisor.controlling.supervision.factories import remove_orphaned_logs
 from duovisor.controlling.vms.documents import Intent
+from duovisor.controlling.vms.media import describe_medium, has_medium, note_medium
 from duovisor.controlling.vms.records import Autostart, EventKind, Fault, RecoveryReport, VmEvent, now
 from duovisor.errors import DuovisorError
 from duovisor.hypervisor.errors import HypervisorError
 from duovisor.hypervisor.lifecycle import State
+from duovisor.hypervisor.qemu.cdroms import cdrom_name
+from duovisor.spec.cdrom import MAX_CDROMS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from duovisor.controlling.vms.host_vms import HostVms
     from duovisor.controlling.vms.runs import Runs
     from duovisor.directories import Directories
+    from duovisor.spec.cdrom import CdromSpec
     from duovisor.spec.vm import Design, VirtualMachineSpec
 
 PARALLEL = 16
@@ -172,6 +176,8 @@ class Recovery:
         self, run: RunDocument, change: DeviceChange, spec: VirtualMachineSpec
     ) -> RunDocument:
         """A device was coming or going; whether the VM has it tells how it came out."""
+        if change.cdrom is not None:
+            return await self._settle_medium(run, change, change.cdrom, spec)
         comes = bool(change.disk or change.nic)
         if (change.device in name_devices(spec)) is not comes:
             fault = f"{change.device} was to be {'attached' if comes else 'detached'}; that was interrupted"
@@ -182,6 +188,21 @@ class Recovery:
         self._found["finished"].append(run.name)
         kind = EventKind.DEVICE_ATTACHED if comes else EventKind.DEVICE_DETACHED
         self._tell(kind, run, f"{change.device}; the service was away when it came to that")
+        return run
+
+    async def _settle_medium(
+        self, run: RunDocument, change: DeviceChange, cdrom: CdromSpec, spec: VirtualMachineSpec
+    ) -> RunDocument:
+        """A drive's medium was being changed; what is in it tells how it came out."""
+        drive = next(index for index in range(MAX_CDROMS) if cdrom_name(index) == change.device)
+        if not has_medium(spec, drive, cdrom):
+            fault = f"the medium of {change.device} was to be changed; that was interrupted"
+            self._found["rolled_back"].append(run.name)
+            self._tell(EventKind.FAULT, run, fault)
+            return run.with_fault(Fault(at=now(), message=fault))
+        await note_medium(self._definitions, run.name, drive, cdrom)
+        self._found["finished"].append(run.name)
+        self._tell(EventKind.MEDIUM_CHANGED, run, describe_medium(drive, cdrom))
         return run
 
     async def _settle(self, run: RunDocument) -> None:
