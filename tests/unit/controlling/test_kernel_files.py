@@ -14,7 +14,7 @@ from duovisor.controlling.errors import BootFileError, DiskFileError
 from duovisor.controlling.kernel_files import KernelFiles
 from duovisor.controlling.vms.media import find_medium
 from duovisor.controlling.vms.records import EventKind, VmEvent
-from duovisor.controlling.vms.volumes import check_places, lend_none
+from duovisor.controlling.vms.volumes import check_definition, check_places, lend_none
 from duovisor.sandbox import uid_of
 from duovisor.spec.cdrom import CdromSpec
 from duovisor.spec.loading import build_spec
@@ -66,7 +66,7 @@ async def test_a_kernel_that_the_guest_installed_is_the_next_ones(tmp_path: Path
     folder = tmp_path / "kernels"
     for versions in (("6.1.0-9",), ("6.1.0-9", "6.1.0-10")):
         spec = make_spec(write_disk(tmp_path, *versions))
-        check_places(spec)
+        check_definition(spec)
         found = await start(folder, spec)
         assert found.kernel is not None
         assert found.kernel.initrd is not None
@@ -92,6 +92,7 @@ async def test_a_vm_that_runs_keeps_what_it_was_started_with(tmp_path: Path) -> 
     """A device that is plugged in is lent to the VM with it alone, its other disks left out."""
     found = await start(tmp_path / "kernels", make_spec(write_disk(tmp_path, "6.1")))
     plugged = found.model_copy(update={"disks": ()})
+    check_places(plugged.without_places())
     assert await start(tmp_path / "kernels", plugged) == plugged
 
 
@@ -169,11 +170,11 @@ def test_a_definition_says_only_which_disk() -> None:
         "kernel": {"disk": 3, "path": "/etc/shadow"},
     })  # fmt: skip
     with pytest.raises(DiskFileError, match="has a place besides"):
-        check_places(spec)
-    check_places(spec.without_places())
+        check_definition(spec)
+    check_definition(spec.without_places())
     assert spec.kernel is not None
     elsewhere = spec.model_copy(
         update={"kernel": spec.kernel.without_places().model_copy(update={"disk": 0})}
     )
     with pytest.raises(DiskFileError, match="disk0, which the VM has not"):
-        check_places(elsewhere)
+        check_definition(elsewhere)

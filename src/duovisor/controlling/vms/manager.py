@@ -32,7 +32,7 @@ from duovisor.controlling.vms.records import (
 from duovisor.controlling.vms.recovery import Recovery
 from duovisor.controlling.vms.resource_actions import ResourceActions
 from duovisor.controlling.vms.snapshots import Snapshots
-from duovisor.controlling.vms.volumes import check_places, find_disk, grow_disk, lend_none
+from duovisor.controlling.vms.volumes import check_definition, find_disk, grow_disk, lend_none
 from duovisor.hypervisor.lifecycle import State
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class VmManager(InsideActions, ResourceActions):
 
     async def create(self, spec: VirtualMachineSpec, autostart: Autostart) -> VmView:
         """Define a VM. Raises ``VmNameInUseError``."""
-        check_places(spec)
+        check_definition(spec)
         record = await self._definitions.create(spec, autostart)
         self._tell(EventKind.CREATED, record.name, record.uuid)
         return self._view(record)
@@ -135,7 +135,7 @@ class VmManager(InsideActions, ResourceActions):
             raise VmChangeError(
                 f"the specification names {spec.name!r}, not {name!r}", remedy="rename the VM"
             )
-        check_places(spec)
+        check_definition(spec)
         with self._exclusive(name, "update"):
             seen = await self._definitions.get(name)
             record = await self._definitions.update(seen, spec, autostart, if_revision)

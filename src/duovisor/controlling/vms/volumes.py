@@ -28,13 +28,18 @@ async def lend_none(spec: VirtualMachineSpec) -> AsyncIterator[VirtualMachineSpe
     yield spec
 
 
+def check_definition(spec: VirtualMachineSpec) -> None:
+    """As ``check_places``, and raises ``DiskFileError`` for a kernel on a disk that the VM has not."""
+    check_places(spec)
+    _check_kernel(spec)
+
+
 def check_places(spec: VirtualMachineSpec) -> None:
     """Raises ``DiskFileError`` or ``NetworkError`` for a definition with what each start finds anew."""
     for disk in spec.media:
         if disk.is_found and disk.path:
             other = f"the volume {disk.volume}" if disk.volume is not None else "cloud_init"
             raise DiskFileError(f"a disk has both {other} and the path {disk.path}", remedy="leave path out")
-    _check_kernel(spec)
     for index, nic in spec.numbered_nics():
         if nic.managed_network is not None and (nic.bridge is not None or nic.address is not None):
             key = "bridge" if nic.bridge is not None else "address"
