@@ -29,8 +29,8 @@ from bench.driver_load import GuestLoad
 from bench.driver_pauses import WINDOW_S, find_pauses, summarize
 
 from duovisor import process
-from duovisor.controlling.comparison import boot_probe, build_probe_spec, find_scratch, make_scratch_disk
 from duovisor.controlling.images.probe import build_probe_image
+from duovisor.controlling.probe_vm import boot_probe, build_probe_spec, find_scratch, make_scratch_disk
 from duovisor.controlling.supervision.records import DeviceState
 from duovisor.directories import find_directories
 from duovisor.hardware.capabilities import read_capabilities

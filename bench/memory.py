@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from duovisor.comparison.processes import read_pss_kib
-from duovisor.controlling.comparison import build_probe_spec
 from duovisor.controlling.images.probe import PORT_NAME, build_probe_image
 from duovisor.controlling.images.probe_client import connect_probe
 from duovisor.controlling.machine import Machine
+from duovisor.controlling.probe_vm import build_probe_spec
 from duovisor.controlling.supervision.factories import Factories
 from duovisor.directories import find_directories
 from duovisor.hardware.capabilities import read_capabilities

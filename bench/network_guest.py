@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from tests.networks import BRIDGE
 
-from duovisor.controlling.comparison import boot_probe
 from duovisor.controlling.images.boot import add_image
 from duovisor.controlling.images.probe import build_probe_image
+from duovisor.controlling.probe_vm import boot_probe
 from duovisor.directories import find_directories
 from duovisor.hardware.capabilities import read_capabilities
 from duovisor.spec.loading import build_spec

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from bench.others_figures import build_ratios
 from bench.others_vmm import DISK_BACKENDS, boot_bare
 
-from duovisor.controlling.comparison import (
+from duovisor.controlling.images.storage_jobs import JOBS, run_job
+from duovisor.controlling.probe_vm import (
     SCRATCH_MIB,
     SCRATCH_SERIAL,
     boot_probe,
     build_probe_spec,
     make_scratch_disk,
 )
-from duovisor.controlling.images.storage_jobs import JOBS, run_job
 from duovisor.spec.vm import Design
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ import time
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from duovisor.controlling.comparison import BOOT_TIMEOUT_S, GUEST_MEMORY_MIB, SCRATCH_SERIAL
 from duovisor.controlling.images.probe import PORT_NAME
 from duovisor.controlling.images.probe_client import connect_probe
+from duovisor.controlling.probe_vm import BOOT_TIMEOUT_S, GUEST_MEMORY_MIB, SCRATCH_SERIAL
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence

@@ -18,9 +18,9 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from duovisor.controlling.comparison import build_probe_spec, make_scratch_disk
 from duovisor.controlling.images.probe import build_probe_image
 from duovisor.controlling.machine import start_machine
+from duovisor.controlling.probe_vm import build_probe_spec, make_scratch_disk
 from duovisor.directories import find_directories
 from duovisor.hardware.capabilities import read_capabilities
 from duovisor.hypervisor.memory import create_memory_file

@@ -14,15 +14,15 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from duovisor.controlling.comparison import (
+from duovisor.controlling.images.probe import build_probe_image
+from duovisor.controlling.images.storage_jobs import JOBS, run_job, run_verify
+from duovisor.controlling.probe_vm import (
     SCRATCH_MIB,
     boot_probe,
     build_probe_spec,
     find_scratch,
     make_scratch_disk,
 )
-from duovisor.controlling.images.probe import build_probe_image
-from duovisor.controlling.images.storage_jobs import JOBS, run_job, run_verify
 from duovisor.directories import find_directories
 from duovisor.hardware.capabilities import read_capabilities
 from duovisor.spec.vm import Design

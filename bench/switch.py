@@ -39,13 +39,13 @@ from bench.switch_holdings import settle_holdings
 from bench.switch_pauses import Window, count_lost, find_lags, find_waits
 from tests.networks import BRIDGE, enter_network, why_no_namespace
 
-from duovisor.controlling.comparison import BOOT_TIMEOUT_S, SCRATCH_SERIAL, find_scratch, make_scratch_disk
 from duovisor.controlling.images.boot import add_image
 from duovisor.controlling.images.probe import PORT_NAME, build_probe_image
 from duovisor.controlling.images.probe_client import connect_probe
 from duovisor.controlling.machine import start_machine
 from duovisor.controlling.moving.move import move
 from duovisor.controlling.moving.report import Step
+from duovisor.controlling.probe_vm import BOOT_TIMEOUT_S, SCRATCH_SERIAL, find_scratch, make_scratch_disk
 from duovisor.directories import find_directories
 from duovisor.errors import DuovisorError
 from duovisor.hardware.capabilities import read_capabilities

@@ -23,7 +23,7 @@ if not __package__:  # run as a script
 
 from bench.switch_pauses import NS, Window
 
-from duovisor.controlling.comparison import BOOT_TIMEOUT_S
+from duovisor.controlling.probe_vm import BOOT_TIMEOUT_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -32,10 +32,10 @@ from bench.thin_restore import time_restore
 from bench.thin_streams import bridged, build_ratio_lines, build_ratios, measure_throughput
 
 from duovisor.comparison.processes import read_pss_kib
-from duovisor.controlling.comparison import build_probe_spec, find_scratch, make_scratch_disk
 from duovisor.controlling.images.probe import PORT_NAME, build_probe_image
 from duovisor.controlling.images.probe_client import connect_probe
 from duovisor.controlling.machine import Machine
+from duovisor.controlling.probe_vm import build_probe_spec, find_scratch, make_scratch_disk
 from duovisor.controlling.supervision.factories import Factories
 from duovisor.directories import find_directories
 from duovisor.hardware.capabilities import read_capabilities

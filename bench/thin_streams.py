@@ -19,10 +19,10 @@ from bench.network import PORT, run_iperf
 from bench.network_guest import Guest
 from tests.networks import BRIDGE, enter_network, why_no_namespace
 
-from duovisor.controlling.comparison import find_scratch
 from duovisor.controlling.images.storage_jobs import JOBS as DISK_JOBS
 from duovisor.controlling.images.storage_jobs import run_job
 from duovisor.controlling.images.tools_disk import build_program_disk
+from duovisor.controlling.probe_vm import find_scratch
 from duovisor.spec.vm import DiskSpec, NicSpec, VmmKind
 
 if TYPE_CHECKING:

@@ -72,7 +72,7 @@ def command(json_file: Path | None, seconds: float, cpus: int) -> int:
 
 def _demo(console: Console, seconds: float, cpus: int) -> dict[str, Any]:
     from duovisor.cli.demo_guest import build_demo_spec, measure_design
-    from duovisor.controlling.comparison import make_scratch_disk
+    from duovisor.controlling.probe_vm import make_scratch_disk
     from duovisor.directories import find_directories
     from duovisor.hardware.accelerator import decide_accelerator
     from duovisor.hardware.capabilities import read_capabilities

@@ -11,9 +11,9 @@ from duovisor.cli.throwaway import throwaway_vm
 from duovisor.cli.vm_anatomy import build_anatomy
 from duovisor.client.errors import ApiError
 from duovisor.client.service import vm_path
-from duovisor.controlling.comparison import BOOT_TIMEOUT_S, build_probe_spec, measure_guest
 from duovisor.controlling.images.probe import PORT_NAME
 from duovisor.controlling.images.probe_client import connect_probe
+from duovisor.controlling.probe_vm import BOOT_TIMEOUT_S, build_probe_spec, measure_guest
 from duovisor.hypervisor.qemu.console import port_socket
 from duovisor.spec.vm import Accelerator
 

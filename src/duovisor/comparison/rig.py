@@ -14,10 +14,10 @@ from duovisor.comparison.errors import ComparisonError, SkippedError
 from duovisor.comparison.guest import Guest
 from duovisor.comparison.own_network import BRIDGE
 from duovisor.comparison.shell import SCRATCH_SERIAL
-from duovisor.controlling.comparison import GUEST_MEMORY_MIB, make_scratch_disk
 from duovisor.controlling.images.boot import add_image
 from duovisor.controlling.images.tools_disk import build_program_disk
 from duovisor.controlling.machine import Machine
+from duovisor.controlling.probe_vm import GUEST_MEMORY_MIB, make_scratch_disk
 from duovisor.controlling.supervision.factories import Factories
 from duovisor.spec.loading import build_spec
 from duovisor.spec.vm import Design, VmmKind

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from duovisor.controlling.anatomy import read_anatomy
-from duovisor.controlling.comparison import SCRATCH_SERIAL, build_probe_spec, make_scratch_disk
 from duovisor.controlling.description import describe_machine
 from duovisor.controlling.images.probe import PORT_NAME
 from duovisor.controlling.images.probe_client import connect_probe
@@ -31,6 +30,7 @@ from duovisor.controlling.images.store import load_image
 from duovisor.controlling.machine import start_machine
 from duovisor.controlling.networks.bridged import open_bridged_tap
 from duovisor.controlling.networks.interfaces import read_tap_name
+from duovisor.controlling.probe_vm import SCRATCH_SERIAL, build_probe_spec, make_scratch_disk
 from duovisor.directories import find_directories
 from duovisor.hardware.capabilities import read_capabilities
 from duovisor.process import as_command_line

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 from duovisor.client.endpoint import SOCKET_NAME, find_endpoint
 from duovisor.client.errors import ApiError, ServiceUnreachableError
 from duovisor.client.service import ServiceClient, vm_path
-from duovisor.controlling.comparison import SCRATCH_SERIAL, build_probe_spec, make_scratch_disk
 from duovisor.controlling.images.probe_client import connect_probe
 from duovisor.controlling.images.store import load_image
+from duovisor.controlling.probe_vm import SCRATCH_SERIAL, build_probe_spec, make_scratch_disk
 from duovisor.directories import find_directories
 from duovisor.hypervisor.qemu.console import QMP_SOCKET, port_socket
 from duovisor.spec.processors import CpuModel
