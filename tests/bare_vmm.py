@@ -124,7 +124,8 @@ def build_bare_argv(plan: LaunchPlan, descriptors: Mapping[str, int], program: P
     """The plan's command line with the host's paths for those of the sandbox."""
     argv = list(plan.resolve_argv(descriptors))
     if plan.sandbox is not None:
-        for outside, inside in (*plan.sandbox.read_only, *plan.sandbox.writable):
+        given = (*plan.sandbox.read_only, *plan.sandbox.writable, *plan.sandbox.scratch)
+        for outside, inside in given:
             if inside != str(outside):
                 argv = [argument.replace(inside, str(outside)) for argument in argv]
     return (argv[0], *program.options, *argv[1:])
