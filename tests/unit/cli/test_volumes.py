@@ -55,7 +55,7 @@ def test_what_is_refused_says_why(duovisor: Program, tmp_path: Path) -> None:
     pool = duovisor.run("pool", "create", "slow", tmp_path / "x" / "y")
     assert "cannot make the folder" in check_refusal(pool, 2)
     pool = duovisor.run("pool", "create", "thin", "/dev/null", "--kind", "lvm-thin")
-    assert "pools of kind lvm-thin are not supported" in check_refusal(pool, 2)
+    assert "pools on LVM are not supported" in check_refusal(pool, 2)
 
 
 def test_a_disk_that_is_a_volume() -> None:
