@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 ROLE = "qemu-img"
 UID = uid_of("/volumes")  # no VM can have that name
-# QEMU's pool has up to 64 threads a process, and all image tools of a host count together, for one uid is theirs
+# QEMU has up to 64 threads a process, and all image tools of a host count together: one uid is theirs
 LIMITS = ResourceLimits(private_mib=1024, threads=4096, descriptors=256)
 TARGET = "/target"
 LOOK_TIMEOUT_S = 30.0
