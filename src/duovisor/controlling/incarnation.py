@@ -65,7 +65,6 @@ if TYPE_CHECKING:
     from duovisor.spec.vm import DiskSpec, VirtualMachineSpec
 
 T = TypeVar("T")
-
 SPARES_AFTER_S = 2.0  # at the latest: a start has better use for the processors
 
 
@@ -256,14 +255,15 @@ class Incarnation:
             stack.push_async_callback(self.vmm.clean_up)
 
     async def let_go(self) -> None:
-        """Leave everything as it is; this object is of no use any more."""
+        """Leave everything as it is; nobody writes down what is left while others are let go of."""
+        await self.media.let_go()
+        await asyncio.gather(*(device.stop_watching() for device in self.devices.values()))
+        await asyncio.gather(*(keeper.stop_watching() for keeper in self._keepers.values()))
         for device in self.devices.values():
             await device.detach()
-        for name, keeper in self._keepers.items():
-            if name not in self.devices:
-                await keeper.detach()
+        for keeper in (each for name, each in self._keepers.items() if name not in self.devices):
+            await keeper.detach()
         await self.vmm.detach()
-        await self.media.let_go()
         for helper in self.helpers.values():
             helper.release()
         self.held.close()

@@ -35,7 +35,10 @@ def live_and_die(disk: Disk, die_at: int) -> bool:
             disk.settle()
     disk.settle()
     disk.check()
-    return mortal.gone
+    died = mortal.gone
+    if died:  # perhaps only just now, at rest
+        disk.settle()
+    return died
 
 
 def test_every_step_is_a_safe_place_to_die(nursery: Nursery) -> None:

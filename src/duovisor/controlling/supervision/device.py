@@ -118,14 +118,14 @@ class DeviceSupervisor:
 
     async def end(self) -> None:
         """End the drivers; the VMM has ended, or is about to."""
-        await self._stop_watching()
+        await self.stop_watching()
         await self.crew.end()
         if self.keeper is not None:
             await self.keeper.end()
 
     async def detach(self) -> None:
         """Let go of the drivers, which go on."""
-        await self._stop_watching()
+        await self.stop_watching()
         await self.crew.detach()
         if self.keeper is not None:
             await self.keeper.detach()
@@ -473,7 +473,8 @@ class DeviceSupervisor:
     def tell(self, kind: DriverEventKind, message: str) -> None:
         self._tell_owner(DriverEvent(kind, self.plan.device, message))
 
-    async def _stop_watching(self) -> None:
+    async def stop_watching(self) -> None:
+        """Do nothing more by itself; what runs goes on."""
         tasks = [task for task in (self._task, self._cable) if task is not None]
         for task in tasks:
             task.cancel()

@@ -105,7 +105,7 @@ class FormatKeeper:
         Raises ``PartitionError`` when the process did not end in order; ``take_image`` mends that.
         """
         self._has_image = False
-        await self._stop_watching()
+        await self.stop_watching()
         running, self.running = self.running, None
         if running is None:
             return
@@ -171,7 +171,7 @@ class FormatKeeper:
 
     async def end(self) -> None:
         """End the process; nobody needs the disk any more."""
-        await self._stop_watching()
+        await self.stop_watching()
         if self.running is not None:
             # it brings what it holds to its image when it ends in order
             await self.running.process.stop(grace_s=10.0)
@@ -180,7 +180,7 @@ class FormatKeeper:
 
     async def detach(self) -> None:
         """Let go of the process, which goes on."""
-        await self._stop_watching()
+        await self.stop_watching()
         if self.running is not None:
             self.running.process.release()
         self._close()
@@ -260,7 +260,8 @@ class FormatKeeper:
         if old is not None:
             os.close(old)
 
-    async def _stop_watching(self) -> None:
+    async def stop_watching(self) -> None:
+        """Do nothing more by itself; what runs goes on."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
