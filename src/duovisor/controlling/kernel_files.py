@@ -6,27 +6,21 @@ bytes, within bounds. The VMM gets copies, which only it may read.
 
 from __future__ import annotations
 
-import asyncio
-import os
-from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from duovisor.controlling.errors import BootFileError
 from duovisor.controlling.formats.chain import read_chain
 from duovisor.controlling.images.boot_files import find_boot_files
 from duovisor.controlling.images.disk_reader import DiskReadError, open_chain
-from duovisor.controlling.seeds import ENDS
+from duovisor.controlling.start_files import StartFiles
 from duovisor.hypervisor.qemu.disks import disk_socket
 from duovisor.sandbox import uid_of
 from duovisor.spec.vm import BLOCK_DRIVER, DiskFormat
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection
     from pathlib import Path
 
     from duovisor.controlling.images.boot_files import BootFiles
-    from duovisor.controlling.vms.records import VmEvent
-    from duovisor.controlling.vms.volumes import Lend
     from duovisor.spec.vm import DiskSpec, VirtualMachineSpec
 
 KERNEL_SUFFIX, INITRD_SUFFIX = ".vmlinuz", ".initrd"
@@ -34,39 +28,16 @@ ARGUMENTS_MAX = 1024  # half of what Linux takes: the rest is the definition's
 FORMATS = (DiskFormat.RAW, DiskFormat.QCOW2)
 
 
-class KernelFiles:
+class KernelFiles(StartFiles):
     """The kernels of one host's VMs, in ``folder``: ``VM.vmlinuz`` and ``VM.initrd``."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    suffixes = (KERNEL_SUFFIX, INITRD_SUFFIX)
 
-    def around(self, lend: Lend) -> Lend:
-        """What lends a specification its volumes, and then the kernel that is on one of its disks."""
-
-        @asynccontextmanager
-        async def lend_both(spec: VirtualMachineSpec) -> AsyncIterator[VirtualMachineSpec]:
-            async with lend(spec) as found:
-                kernel = found.kernel
-                if kernel is not None and kernel.disk is not None and not kernel.path:  # else it runs already
-                    found = await asyncio.to_thread(self._take, found, kernel.disk)
-                yield found
-
-        return lend_both
-
-    def on_event(self, event: VmEvent) -> None:
-        """A VM that has ended needs its kernel no more."""
-        if event.kind in ENDS:
-            for suffix in (KERNEL_SUFFIX, INITRD_SUFFIX):
-                (self._folder / f"{event.name}{suffix}").unlink(missing_ok=True)
-
-    def sweep(self, running: Collection[str]) -> None:
-        """Remove what belongs to no VM that runs."""
-        for suffix in (KERNEL_SUFFIX, INITRD_SUFFIX):
-            for path in self._folder.glob(f"*{suffix}"):
-                if path.name.removesuffix(suffix) not in running:
-                    path.unlink()
-
-    def _take(self, spec: VirtualMachineSpec, slot: int) -> VirtualMachineSpec:
+    def make(self, spec: VirtualMachineSpec) -> VirtualMachineSpec:
+        kernel = spec.kernel
+        if kernel is None or kernel.disk is None or kernel.path:  # with a path it runs already
+            return spec
+        slot = kernel.disk
         disk = dict(spec.numbered_disks()).get(slot)
         if disk is None:
             raise BootFileError(
@@ -74,24 +45,17 @@ class KernelFiles:
                 remedy="kernel.disk is the number of one of its disks",
             )
         found = read_kernel(disk, f"{disk_socket(slot)} of {spec.name}")
-        assert spec.kernel is not None  # of one whose kernel is on a disk
         places = {
             "path": str(self._write(spec.name, KERNEL_SUFFIX, found.kernel)),
             "initrd": str(self._write(spec.name, INITRD_SUFFIX, found.initrd)),
             "found_arguments": found.command_line,
         }
-        return spec.model_copy(update={"kernel": spec.kernel.model_copy(update=places)})
+        return spec.model_copy(update={"kernel": kernel.model_copy(update=places)})
 
     def _write(self, name: str, suffix: str, content: bytes) -> Path:
-        path = self._folder / f"{name}{suffix}"
+        path = self.path_of(name, suffix)
         try:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            path.unlink(missing_ok=True)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
-            with open(descriptor, "wb") as file:
-                file.write(content)
-                with suppress(PermissionError):  # where the VMM is of our own uid
-                    os.fchown(file.fileno(), uid_of(name), -1)
+            self.write(path, content, mode=0o400, uid=uid_of(name))
         except OSError as error:
             raise BootFileError(f"cannot write the kernel's copy {path}: {error.strerror}") from error
         return path

@@ -9,13 +9,12 @@ from fastapi import APIRouter, Response
 from pydantic import Field
 
 from duovisor.controlling.agent.answers import GuestInfo
-from duovisor.controlling.service.actions import Action, check_action
-from duovisor.controlling.service.context import Service, ServiceDep
+from duovisor.controlling.service.actions import Action
+from duovisor.controlling.service.context import ServiceDep
 from duovisor.controlling.service.gate import Operator, Viewer
-from duovisor.controlling.service.identity import Identity
-from duovisor.controlling.service.operations import Operation, Work
+from duovisor.controlling.service.operations import Operation
 from duovisor.controlling.service.replies import ApiModel, Name
-from duovisor.controlling.service.routes.operations import accept
+from duovisor.controlling.service.routes.vms import act_on_vm
 
 router = APIRouter(prefix="/v1/vms", tags=["guests"])
 
@@ -39,19 +38,10 @@ async def freeze_guest(
 ) -> Operation:
     for_s = (options or FreezeOptions()).for_s
     work = functools.partial(service.manager.freeze, name, for_s)
-    return await _act(service, who, name, Action.FREEZE, response, work)
+    return await act_on_vm(service, who, name, Action.FREEZE, response, work)
 
 
 @router.post("/{name}/fsthaw", status_code=202, summary="Thaw a guest's file systems")
 async def thaw_guest(service: ServiceDep, who: Operator, name: Name, response: Response) -> Operation:
     work = functools.partial(service.manager.thaw, name)
-    return await _act(service, who, name, Action.THAW, response, work)
-
-
-async def _act(
-    service: Service, who: Identity, name: str, action: Action, response: Response, work: Work
-) -> Operation:
-    vm = await service.manager.get(name)
-    service.operations.require_idle(f"vm/{name}")
-    check_action(action, vm)
-    return await accept(service, f"vm.{action}", f"vm/{name}", who, work, response)
+    return await act_on_vm(service, who, name, Action.THAW, response, work)

@@ -13,7 +13,7 @@ from duovisor.controlling.service.context import ServiceDep
 from duovisor.controlling.service.gate import Administrator, Operator
 from duovisor.controlling.service.operations import Operation
 from duovisor.controlling.service.replies import ApiModel, Name
-from duovisor.controlling.service.routes.vms import act_on_vm
+from duovisor.controlling.service.routes.vms import act_on_vm, change_vm
 from duovisor.controlling.vms.records import VmView
 from duovisor.spec.limits import Bandwidth, NetworkBandwidth
 from duovisor.spec.vm import DiskSpec, NicSpec
@@ -70,10 +70,10 @@ class NicLimits(ApiModel):
     summary="Limit what a disk does in a second: at once, also under its guest",
 )
 async def limit_disk(service: ServiceDep, who: Operator, name: Name, wanted: DiskLimits) -> VmView:
-    service.operations.require_idle(f"vm/{name}")
-    vm = await service.manager.limit_disk(name, wanted.device, wanted.iops_limit, wanted.bandwidth_limit)
-    await service.events.wait_written(service.events.emit(who.name, "vm.limit-disk", f"vm/{name}"))
-    return vm
+    change = functools.partial(
+        service.manager.limit_disk, name, wanted.device, wanted.iops_limit, wanted.bandwidth_limit
+    )
+    return await change_vm(service, who, name, "limit-disk", change)
 
 
 @router.post(
@@ -81,10 +81,10 @@ async def limit_disk(service: ServiceDep, who: Operator, name: Name, wanted: Dis
     summary="Limit what a guest gets and sends through a NIC in a second: at once, also under its guest",
 )
 async def limit_nic(service: ServiceDep, who: Operator, name: Name, wanted: NicLimits) -> VmView:
-    service.operations.require_idle(f"vm/{name}")
-    vm = await service.manager.limit_nic(name, wanted.device, wanted.in_limit, wanted.out_limit)
-    await service.events.wait_written(service.events.emit(who.name, "vm.limit-nic", f"vm/{name}"))
-    return vm
+    change = functools.partial(
+        service.manager.limit_nic, name, wanted.device, wanted.in_limit, wanted.out_limit
+    )
+    return await change_vm(service, who, name, "limit-nic", change)
 
 
 @router.post(

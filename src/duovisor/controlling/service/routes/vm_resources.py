@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated
 
 from fastapi import APIRouter
@@ -10,6 +11,7 @@ from pydantic import Field
 from duovisor.controlling.service.context import ServiceDep
 from duovisor.controlling.service.gate import Administrator
 from duovisor.controlling.service.replies import ApiModel, Name
+from duovisor.controlling.service.routes.vms import change_vm
 from duovisor.controlling.vms.records import VmView
 from duovisor.spec.resources import MemoryMib
 
@@ -33,10 +35,8 @@ class Processors(ApiModel):
 
 @router.post("/{name}/set-cpus", summary="Give a VM more processors: at once, also under its guest")
 async def set_cpus(service: ServiceDep, who: Administrator, name: Name, wanted: Processors) -> VmView:
-    service.operations.require_idle(f"vm/{name}")
-    vm = await service.manager.set_cpus(name, wanted.cpus)
-    await service.events.wait_written(service.events.emit(who.name, "vm.set-cpus", f"vm/{name}"))
-    return vm
+    change = functools.partial(service.manager.set_cpus, name, wanted.cpus)
+    return await change_vm(service, who, name, "set-cpus", change)
 
 
 @router.post(
@@ -44,7 +44,5 @@ async def set_cpus(service: ServiceDep, who: Administrator, name: Name, wanted: 
     summary="Limit what a VM uses of processors and memory: at once, also under its guest",
 )
 async def set_limits(service: ServiceDep, who: Administrator, name: Name, wanted: ResourceLimits) -> VmView:
-    service.operations.require_idle(f"vm/{name}")
-    vm = await service.manager.set_limits(name, wanted.model_dump(exclude_unset=True))
-    await service.events.wait_written(service.events.emit(who.name, "vm.set-limits", f"vm/{name}"))
-    return vm
+    change = functools.partial(service.manager.set_limits, name, wanted.model_dump(exclude_unset=True))
+    return await change_vm(service, who, name, "set-limits", change)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Response
@@ -228,6 +229,16 @@ async def act_on_vm(
     service.operations.require_idle(_object(name), beside=beside)  # says more than that the state is wrong
     check_action(action, vm)
     return await accept(service, f"vm.{action}", _object(name), who, work, response, beside=beside)
+
+
+async def change_vm(
+    service: Service, who: Identity, name: str, action: str, change: Callable[[], Awaitable[VmView]]
+) -> VmView:
+    """Change a VM at once, when no operation is under way on it, and note that it was."""
+    service.operations.require_idle(_object(name))
+    vm = await change()
+    await service.events.wait_written(service.events.emit(who.name, f"vm.{action}", _object(name)))
+    return vm
 
 
 async def _changed(
