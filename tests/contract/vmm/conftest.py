@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 from tests.contract.thin_vmm.lab import Lab
-from tests.contract.vmm.two_way_guest import build_two_way_image, count_for_ever, switch_off
+from tests.contract.vmm.two_way_guest import build_two_way_image, count_for_ever
 
 from duovisor.controlling.store.memory import open_memory_store
 from duovisor.hardware.capabilities import read_capabilities
@@ -19,7 +19,7 @@ from duovisor.hardware.kvm import KvmProbe, KvmState
 from duovisor.spec.vm import VmmKind
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from duovisor.controlling.vms.manager import VmManager
 
@@ -31,11 +31,14 @@ class Stage(Lab):
 
     kind: VmmKind
 
-    async def start(self, manager: VmManager, *, leaving: bool = False) -> None:
-        """Start a VM whose guest counts for ever, or leaves at once."""
-        make = switch_off if leaving else count_for_ever
+    def load(self, make: Callable[..., bytes]) -> None:
+        """The VM's guest from its next start on, written for both modes."""
         image = build_two_way_image(make(real_mode=True), make(real_mode=False))
         (self.root / "kernel").write_bytes(image)
+
+    async def start(self, manager: VmManager, make: Callable[..., bytes] = count_for_ever) -> None:
+        """Start a VM with this guest."""
+        self.load(make)
         await self.define(manager, vmm=self.kind, accelerator=ACCELERATORS[self.kind])
         await manager.start("vm")
 

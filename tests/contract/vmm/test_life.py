@@ -8,14 +8,19 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.contract.thin_vmm.lab import find_gaps
+from tests.contract.thin_vmm.lab import DISK_BYTES, find_gaps
+from tests.contract.vmm.two_way_guest import count_for_ever, obey_button, switch_off
 
+from duovisor.controlling.plugging.errors import PlugRefusedError
 from duovisor.controlling.supervision.records import DeviceState
+from duovisor.controlling.vms.errors import ShutdownTimeoutError
 from duovisor.hypervisor.errors import WrongStateError
 from duovisor.hypervisor.lifecycle import State
+from duovisor.spec.vm import DiskSpec, NicSpec, VmmKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +29,9 @@ if TYPE_CHECKING:
 
     from duovisor.controlling.vms.manager import VmManager
     from duovisor.controlling.vms.records import VmStatus
+
+
+PATIENCE_S = 60.0  # for what hangs
 
 
 async def read_status(manager: VmManager) -> VmStatus:
@@ -37,11 +45,11 @@ async def wait_status(manager: VmManager, is_so: Callable[[VmStatus], bool]) -> 
     return status
 
 
-async def wait_disk(manager: VmManager, *, after: int = 0) -> int:
-    """The disk's driver, another one than ``after``, once it serves and has a spare beside it."""
+async def wait_disk(manager: VmManager, name: str = "disk0", *, after: int = 0) -> int:
+    """A disk's driver, another one than ``after``, once it serves and has a spare beside it."""
 
     def find(status: VmStatus) -> int | None:
-        [disk] = [each for each in status.drivers if each.device == "disk0"]
+        [disk] = [each for each in status.drivers if each.device == name]
         served = disk.state is DeviceState.RUNNING and disk.spare_pid is not None
         return disk.pid if served and disk.pid != after else None
 
@@ -87,11 +95,68 @@ async def test_from_start_to_stop(stage: Stage) -> None:
 
 async def test_a_guest_that_switches_itself_off(stage: Stage) -> None:
     async with stage.managed() as manager:
-        await stage.start(manager, leaving=True)
+        await stage.start(manager, switch_off)
         status = await wait_status(manager, lambda status: status.state is State.STOPPED)
         assert status.faults == ()
         assert await read_said(manager) == b"o"
     assert stage.kinds == ["created", "started", "stopped"]
+
+
+async def test_the_power_button(stage: Stage) -> None:
+    async with stage.managed() as manager:
+        await stage.start(manager)
+        await stage.wait_ticks(manager, 10)
+        with pytest.raises(ShutdownTimeoutError):  # its guest has no ear for it
+            await manager.shutdown("vm", timeout_s=0.2)
+        assert find_gaps(await stage.wait_more(manager)) == 0
+        await manager.stop("vm")
+
+        before = await read_said(manager)
+        stage.load(obey_button)
+        await manager.start("vm")
+        assert (await stage.wait_ticks(manager, len(before) + 1))[len(before) :] == b"r"
+        await manager.shutdown("vm", timeout_s=PATIENCE_S)
+        status = await read_status(manager)
+        assert (status.state, status.faults) == (State.STOPPED, ())
+        assert (await read_said(manager))[len(before) :] == b"ro"
+    assert stage.kinds == ["created", "started", "stopped", "started", "stopped"]
+
+
+async def test_devices_that_come_and_go_under_a_guest(stage: Stage) -> None:
+    """All of it on QEMU; the thin VMM has no hot-plug, and says so before anything is touched."""
+    extra = stage.root / "extra.raw"
+    extra.write_bytes(bytes(DISK_BYTES))
+    async with stage.managed() as manager:
+        await stage.start(manager, partial(count_for_ever, letting_go=True))
+        await wait_disk(manager)
+        before, defined = await read_status(manager), (await manager.get("vm")).record.spec
+
+        if stage.kind is VmmKind.THIN:
+            for refused in (
+                manager.attach("vm", DiskSpec(path=str(extra))),
+                manager.attach("vm", NicSpec()),
+                manager.detach("vm", "disk0"),
+            ):
+                with pytest.raises(PlugRefusedError, match="the devices of the thin VMM are fixed") as why:
+                    await refused
+                assert why.value.remedy == "stop it, and duovisor vm edit vm --set vmm=qemu"
+        else:
+            await manager.attach("vm", DiskSpec(path=str(extra)))
+            disk = await wait_disk(manager, "disk1")
+            os.kill(disk, signal.SIGKILL)
+            await wait_disk(manager, "disk1", after=disk)
+            assert find_gaps(await stage.wait_more(manager)) == 0
+            await manager.detach("vm", "disk1", timeout_s=PATIENCE_S)
+            await manager.attach("vm", NicSpec())
+            assert len((await manager.get("vm")).record.spec.nics) == 1
+            await manager.detach("vm", "nic0", timeout_s=PATIENCE_S)
+
+        assert (await manager.get("vm")).record.spec == defined
+        after = await read_status(manager)
+        assert [each.device for each in after.drivers] == [each.device for each in before.drivers]
+        assert after.pid == before.pid
+        assert find_gaps(await stage.wait_more(manager)) == 0
+        await manager.stop("vm")
 
 
 async def test_a_vmm_that_is_killed(stage: Stage) -> None:
