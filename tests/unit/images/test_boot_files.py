@@ -148,6 +148,11 @@ def test_links_that_lead_nowhere_are_none(system: Path, tmp_path: Path, target: 
 
 
 MENU = """
+set default="${saved_entry}"
+menuentry 'Another' {
+    linux PREFIX/vmlinuz-2
+    initrd PREFIX/initrd.img-1
+}
 menuentry 'Linux' {
     linux PREFIX/vmlinuz-1 root=/dev/vda1 quiet console=ttyS0,115200
     initrd PREFIX/early.img PREFIX/initrd.img-1
@@ -161,6 +166,7 @@ def test_what_grub_would_start_goes_before(tmp_path: Path, *, apart: bool) -> No
     boot = tmp_path / ("other" if apart else "root/boot")
     (boot / "grub").mkdir(parents=True)
     (boot / "grub/grub.cfg").write_text(MENU.replace("PREFIX", "" if apart else "/boot"))
+    (boot / "grub/grubenv").write_text("# GRUB Environment Block\nsaved_entry=Linux\n".ljust(1024, "#"))
     for name, content in (("vmlinuz-1", b"one"), ("early.img", b"microcode"), ("initrd.img-1", INITRD)):
         (boot / name).write_bytes(content)
     systems = [tmp_path / "root.ext4"]

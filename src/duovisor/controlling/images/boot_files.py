@@ -22,14 +22,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from duovisor.controlling.images.disk_reader import DiskReader
-    from duovisor.controlling.images.grub_menu import MenuEntry
 
 KERNEL, INITRD = "vmlinuz", "initrd.img"
 KERNEL_BYTES_MAX, INITRD_BYTES_MAX = 64 << 20, 256 << 20
-MENU_BYTES_MAX, SYSTEMS_MAX = 256 << 10, 8
+MENU_BYTES_MAX, ENVIRONMENT_BYTES_MAX, SYSTEMS_MAX = 256 << 10, 1 << 10, 8
 CONSOLES = "console=ttyS0 console=hvc0"
 INITRD_NAMES = ("initrd.img-{}", "initramfs-{}.img", "initrd-{}")
-_PREFIX, _MENU = "vmlinuz-", "grub/grub.cfg"
+_PREFIX, _MENU, _ENVIRONMENT = "vmlinuz-", "grub.cfg", "grubenv"
 _MARKS_OF_A_ROOT = frozenset({"etc", "usr", "var"})
 
 
@@ -82,9 +81,10 @@ def find_boot_files(disk: DiskReader) -> BootFiles | None:
 
 def _take_menus(root: Ext4, others: list[Ext4], default: str) -> BootFiles | None:
     """What GRUB starts; ``/boot`` may be a partition of its own, which is GRUB's root then."""
-    for system, path in [(root, f"/boot/{_MENU}"), *((each, f"/{_MENU}") for each in others)]:
-        number = system.find(path)
-        if number is None or (entry := _read_menu(system, number)) is None:
+    for system, folder in [(root, "/boot/grub"), *((each, "/grub") for each in others)]:
+        environment = _read_text(system, f"{folder}/{_ENVIRONMENT}", ENVIRONMENT_BYTES_MAX)
+        entry = parse_menu(_read_text(system, f"{folder}/{_MENU}", MENU_BYTES_MAX), environment)
+        if entry is None:
             continue
         kernel, *initrds = (system.find(name) for name in (entry.kernel, *entry.initrd))
         if kernel is None or None in initrds:
@@ -97,11 +97,13 @@ def _take_menus(root: Ext4, others: list[Ext4], default: str) -> BootFiles | Non
     return None
 
 
-def _read_menu(system: Ext4, number: int) -> MenuEntry | None:
+def _read_text(system: Ext4, path: str, bytes_max: int) -> str:
+    """Nothing where it is not there, no file, or larger than such a file is."""
     try:
-        return parse_menu(system.read_file(number, MENU_BYTES_MAX).decode(errors="replace"))
-    except DiskReadError:  # too large, or no file: then it is no menu
-        return None
+        number = system.find(path)
+        return "" if number is None else system.read_file(number, bytes_max).decode(errors="replace")
+    except DiskReadError:
+        return ""
 
 
 def _take_links(root: Ext4, default: str) -> BootFiles | None:
