@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import uuid
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from duovisor.controlling.agent.answers import GuestInfo, GuestInterface
 from duovisor.controlling.agent.errors import AgentSilentError
@@ -130,11 +130,13 @@ class FakeVmManager:
         except KeyError:
             raise VmNotFoundError(f"there is no VM {name!r}", remedy="duovisor vm list") from None
 
-    async def create(self, spec: VirtualMachineSpec, autostart: Autostart) -> VmView:
+    async def create(
+        self, spec: VirtualMachineSpec, autostart: Autostart, *, uuid: str | None = None
+    ) -> VmView:
         self._require_free(spec.name)
         record = VmRecord(
             name=spec.name,
-            uuid=str(uuid.uuid4()),
+            uuid=uuid or str(uuid4()),
             spec=spec,
             autostart=autostart,
             created_at=now(),

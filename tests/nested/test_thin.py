@@ -34,8 +34,8 @@ def list_pids(anatomy: dict[str, Any]) -> set[int]:
 
 def assert_replaced(killed: dict[str, Any]) -> None:
     """A driver was killed: its spare serves, and has a spare."""
-    assert killed["replaced"], killed
-    assert [each["duty"] for each in killed["after"]] == ["active", "spare"]
+    assert [each["duty"] for each in killed["after"]] == ["active", "spare"], killed
+    assert killed["before"]["pid"] not in [each["pid"] for each in killed["after"]]
     assert killed["after"][0]["deaths"] == killed["before"]["deaths"] + 1
 
 

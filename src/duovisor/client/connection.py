@@ -229,6 +229,7 @@ def build_api_error(status: int, body: bytes) -> ApiError | ReplyError:
             str(document["message"]),
             remedy=str(document.get("remedy", "")),
             status=status,
+            field=document.get("field"),
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         text = " ".join(body.decode(errors="replace").split())[:100]

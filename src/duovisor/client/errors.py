@@ -72,9 +72,15 @@ class TransferError(ClientError):
 
 
 class ApiError(ClientError):
-    """What the service said instead of doing it; ``code`` is the service's, ``status`` that of HTTP."""
+    """What the service said instead of doing it; ``code`` is the service's, ``status`` that of HTTP.
 
-    def __init__(self, code: str, message: str, *, remedy: str = "", status: int = 0) -> None:
+    ``field`` is the part of the request that it did not like, if it is one.
+    """
+
+    def __init__(
+        self, code: str, message: str, *, remedy: str = "", status: int = 0, field: str | None = None
+    ) -> None:
         super().__init__(message, remedy=remedy)
         self.code = code  # type: ignore[misc]  # known only when the service has spoken
         self.status = status
+        self.field = field

@@ -94,8 +94,16 @@ def show_unit() -> dict[str, Any]:
     return dict(line.split("=", 1) for line in shown.splitlines())
 
 
+def has_spares() -> bool:
+    """Whether each driver of the VM has one that stands by."""
+    listed = ask("driver", "list")
+    duties = [each["duty"] for each in listed] if isinstance(listed, list) else []
+    return "active" in duties and duties.count("active") == duties.count("spare")
+
+
 def show_vm() -> dict[str, Any]:
-    """The VM's processes, each with its group and the limits there."""
+    """The VM's processes when its drivers have their spares, each with its group and the limits there."""
+    wait_until(has_spares)
     anatomy = ask("vm", "anatomy", "inner")
     if not isinstance(anatomy, dict):
         return {"groups": {}, "mounts": [], "said": anatomy}

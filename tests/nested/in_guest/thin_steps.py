@@ -133,19 +133,34 @@ class Service:
 
     def drivers(self, device: str) -> list[dict[str, Any]]:
         """The drivers of one device, the one that serves it first."""
-        found = [each for each in self.client.get("/v1/drivers")["items"] if each["device"] == device]
-        return sorted(found, key=lambda each: each["duty"] != "serving")
+        return [each for each in self.client.get("/v1/drivers")["items"] if each["device"] == device]
+
+    async def settle(self, device: str, without: int = 0) -> list[dict[str, Any]]:
+        """The drivers of one device once one serves and one stands by, neither of them ``without``; or as
+        they are when that takes too long.
+        """
+        found: list[dict[str, Any]] = []
+
+        def is_settled() -> bool:
+            found[:] = self.drivers(device)
+            duties = [each["duty"] for each in found]
+            return duties == ["active", "spare"] and without not in [each["pid"] for each in found]
+
+        await wait_until(is_settled)
+        return found
+
+    async def look(self) -> dict[str, Any]:
+        """The VM's anatomy when every driver has its spare."""
+        for device in {each["device"] for each in self.client.get("/v1/drivers")["items"]}:
+            await self.settle(device)
+        anatomy: dict[str, Any] = self.client.get(f"{vm_path(NAME)}/anatomy")
+        return anatomy
 
     async def kill_driver(self, device: str) -> dict[str, Any]:
         """Kill the one that serves; what is there once a successor and its spare are."""
-        victim = self.drivers(device)[0]
+        victim = (await self.settle(device))[0]
         os.kill(victim["pid"], signal.SIGKILL)
-
-        def is_replaced() -> bool:
-            pids = [each["pid"] for each in self.drivers(device)]
-            return len(pids) == 2 and victim["pid"] not in pids
-
-        return {"replaced": await wait_until(is_replaced), "before": victim, "after": self.drivers(device)}
+        return {"before": victim, "after": await self.settle(device, without=victim["pid"])}
 
 
 async def wait_until(condition: Callable[[], bool]) -> bool:
@@ -184,7 +199,7 @@ async def live(service: Service, scratch: Path) -> None:
     await service.act("start")
     async with converse() as guest:
         booted = await guest.wait_booted(TIMEOUT_S)
-        anatomy = service.client.get(f"{vm_path(NAME)}/anatomy")
+        anatomy = await service.look()
         report("thin-booted", guest=booted.model_dump(), anatomy=anatomy, says=await ask(guest, WHO_RUNS_US))
         report("thin-processor", flags=(await ask(guest, "grep -m 1 ^flags /proc/cpuinfo")).split())
         device = booted.find_disk(SCRATCH_SERIAL)
@@ -199,12 +214,12 @@ async def live(service: Service, scratch: Path) -> None:
         paused = service.client.get(vm_path(NAME))["status"]["state"]
         await service.act("resume")
         report("thin-paused", state=paused, says=await ask(guest, "echo on"))
-        before = service.client.get(f"{vm_path(NAME)}/anatomy")
+        before = await service.look()
         service.end(signal.SIGKILL)
         report("thin-exits", reads=READS, exits=await count_exits(guest, device))
         service.spawn()
         found = service.client.get("/v1/service")["recovery"]
-        after = service.client.get(f"{vm_path(NAME)}/anatomy")
+        after = await service.look()
         report("thin-adopted", found=found, before=before, after=after, says=await ask(guest, "echo on"))
         identity = await ask(guest, IDENTITY)
         taken = await service.act("snapshots", document={"name": SNAPSHOT})
@@ -214,10 +229,8 @@ async def live(service: Service, scratch: Path) -> None:
     report("thin-refused", answers=dict(zip(REFUSED, answers, strict=True)))
     updated = await service.act("update-vmm")
     async with converse() as guest:
-        after = service.client.get(f"{vm_path(NAME)}/anatomy")
-        report(
-            "thin-moved", operation=updated, before=identity, after=await ask(guest, IDENTITY), anatomy=after
-        )
+        now = await ask(guest, IDENTITY)
+        report("thin-moved", operation=updated, before=identity, after=now, anatomy=await service.look())
         report("thin-storage-moved", killed=await service.kill_driver("disk0"))
         report("thin-load", **await end_load(guest))
     await service.act("reset")
@@ -227,8 +240,8 @@ async def live(service: Service, scratch: Path) -> None:
     await service.act("stop")
     restored = await service.act(f"snapshots/{SNAPSHOT}/restore")
     async with converse() as guest:
-        after = await ask(guest, IDENTITY)
-        report("thin-restored", operation=restored, before=identity, after=after, **await end_load(guest))
+        now = await ask(guest, IDENTITY)
+        report("thin-restored", operation=restored, before=identity, after=now, **await end_load(guest))
     await service.act(f"snapshots/{SNAPSHOT}", method="DELETE")
     report("thin-shutdown", operation=await service.act("shutdown"))
     service.client.request("DELETE", vm_path(NAME), headers={"If-Match": "*"})
@@ -286,7 +299,12 @@ async def stream(service: Service, guest: ProbeClient) -> dict[str, Any]:
     async with await asyncio.start_server(receive, HOST, 0) as server:
         port = server.sockets[0].getsockname()[1]
         await ask(guest, f"nc {HOST} {port} </tmp/stream; rm /tmp/stream")
-    return {"pinged": pinged, "whole": returned == block, "killed": killed, "after": service.drivers("nic0")}
+    return {
+        "pinged": pinged,
+        "whole": returned == block,
+        "killed": killed,
+        "after": await service.settle("nic0"),
+    }
 
 
 async def count_exits(guest: ProbeClient, device: str) -> dict[str, int]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from duovisor.controlling.cloning import Cloner
     from duovisor.controlling.images.library import Library
     from duovisor.controlling.networks.networks import Networks
+    from duovisor.controlling.service.autodestroy import Autodestroy
     from duovisor.controlling.service.events import EventLog
     from duovisor.controlling.service.gate import Gatekeeper
     from duovisor.controlling.service.manager import VmManager
@@ -39,6 +40,7 @@ class Service:
     networks: Networks
     events: EventLog
     operations: Operations
+    autodestroy: Autodestroy
     tokens: Tokens
     gatekeeper: Gatekeeper
     directories: Directories

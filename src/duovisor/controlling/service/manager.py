@@ -54,7 +54,9 @@ class VmManager(Protocol):
 
     async def get(self, name: str) -> VmView: ...
 
-    async def create(self, spec: VirtualMachineSpec, autostart: Autostart) -> VmView: ...
+    async def create(
+        self, spec: VirtualMachineSpec, autostart: Autostart, *, uuid: str | None = None
+    ) -> VmView: ...
 
     async def update(
         self, name: str, spec: VirtualMachineSpec, autostart: Autostart, if_revision: int

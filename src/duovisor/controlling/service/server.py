@@ -24,6 +24,7 @@ from duovisor.controlling.networks.networks import Networks
 from duovisor.controlling.recovery_report import count_found
 from duovisor.controlling.seeds import Seeds
 from duovisor.controlling.service.app import build_app
+from duovisor.controlling.service.autodestroy import Autodestroy
 from duovisor.controlling.service.context import Service
 from duovisor.controlling.service.errors import ListenError
 from duovisor.controlling.service.events import EventLog, Outcome
@@ -96,6 +97,8 @@ async def serve(
         _log.info("duovisord %s listens on %s", __version__, path)
         _spare_what_stays()
         notify_manager("READY=1")
+        await service.autodestroy.open()
+        stack.push_async_callback(service.autodestroy.close)
         async with _autostart(service.manager), _space_watch(service):
             await stop.wait()
         notify_manager("STOPPING=1")
@@ -161,6 +164,7 @@ async def open_service(
         if any(made):
             outcome = Outcome.FAILED if made.problems else Outcome.DONE
             events.emit(who, "network.recover", "network", outcome, str(made))
+        autodestroy = Autodestroy(store, manager, operations, events)
         yield Service(
             manager=manager,
             storage=storage,
@@ -169,6 +173,7 @@ async def open_service(
             networks=networks,
             events=events,
             operations=operations,
+            autodestroy=autodestroy,
             tokens=tokens,
             gatekeeper=Gatekeeper(tokens, service_uid=current_uid(), admin_gid=find_gid(config.group)),
             directories=directories,

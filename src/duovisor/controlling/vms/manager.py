@@ -117,10 +117,12 @@ class VmManager(InsideActions, ResourceActions):
         """A VM by its name."""
         return self._view(await self._definitions.get(name))
 
-    async def create(self, spec: VirtualMachineSpec, autostart: Autostart) -> VmView:
-        """Define a VM. Raises ``VmNameInUseError``."""
+    async def create(
+        self, spec: VirtualMachineSpec, autostart: Autostart, *, uuid: str | None = None
+    ) -> VmView:
+        """Define a VM, by default with a new ``uuid``. Raises ``VmNameInUseError``."""
         check_definition(spec)
-        record = await self._definitions.create(spec, autostart)
+        record = await self._definitions.create(spec, autostart, uuid=uuid)
         self._tell(EventKind.CREATED, record.name, record.uuid)
         return self._view(record)
 

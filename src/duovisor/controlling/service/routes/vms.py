@@ -6,8 +6,9 @@ import functools
 from collections.abc import Awaitable, Callable
 from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 from pydantic import AfterValidator, Field
+from starlette.requests import HTTPConnection
 
 from duovisor.controlling.anatomy import Anatomy
 from duovisor.controlling.cloning import plan_copy
@@ -17,6 +18,7 @@ from duovisor.controlling.service.errors import RequestInvalidError
 from duovisor.controlling.service.gate import Administrator, Operator, Viewer
 from duovisor.controlling.service.identity import Identity
 from duovisor.controlling.service.operations import Operation, Work
+from duovisor.controlling.service.peer import STATE_KEY
 from duovisor.controlling.service.replies import (
     After,
     ApiModel,
@@ -34,6 +36,10 @@ from duovisor.spec.vm import Design, VirtualMachineSpec
 router = APIRouter(prefix="/v1/vms", tags=["vms"])
 
 SHUTDOWN_TIMEOUT_S = 60.0
+
+WithCaller = Annotated[
+    bool, Query(description="take the VM away when the process that asks, on the Unix socket, ends")
+]
 
 
 class VmDefinition(ApiModel):
@@ -75,9 +81,18 @@ async def list_vms(service: ServiceDep, _: Viewer, limit: Limit = 100, after: Af
 
 @router.post("", status_code=201, summary="Define a VM")
 async def create_vm(
-    service: ServiceDep, who: Administrator, definition: VmDefinition, response: Response
+    service: ServiceDep,
+    who: Administrator,
+    definition: VmDefinition,
+    connection: HTTPConnection,
+    response: Response,
+    autodestroy: WithCaller = False,
 ) -> VmView:
-    vm = await service.manager.create(definition.spec, definition.autostart)
+    if autodestroy:
+        peer = getattr(connection.state, STATE_KEY)
+        vm = await service.autodestroy.create(definition.spec, definition.autostart, peer)
+    else:
+        vm = await service.manager.create(definition.spec, definition.autostart)
     response.headers["Location"] = f"/v1/vms/{vm.record.name}"
     return await _changed(service, who, "create", vm, response)
 
