@@ -104,6 +104,8 @@ def _describe_drivers(process: ProcessAnatomy) -> RenderableType:
     from rich.text import Text
 
     if process.drivers:
+        if process.duty == "spare":
+            return Text(f"stands by for {', '.join(process.drivers)}")
         return Text(f"drivers: {', '.join(process.drivers)}", style="bold")
     return Text("no device driver inside" if process.role == "vmm" else "", style="green")
 

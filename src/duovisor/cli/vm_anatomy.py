@@ -35,6 +35,7 @@ def anatomy(name: str, as_json: bool) -> None:
 def build_anatomy(document: dict[str, Any]) -> Anatomy:
     """An anatomy as the API tells it."""
     from duovisor.controlling.anatomy import Anatomy, ProcessAnatomy
+    from duovisor.controlling.description import Duty
     from duovisor.spec.vm import Design
 
     processes = tuple(
@@ -46,6 +47,7 @@ def build_anatomy(document: dict[str, Any]) -> Anatomy:
             host_access=tuple(process["host_access"]),
             confinement=tuple(process["confinement"]),
             drivers=tuple(process["drivers"]),
+            duty=Duty(process.get("duty", "")),
         )
         for process in document["processes"]
     )

@@ -93,7 +93,12 @@ def render_vm(vm: dict[str, Any]) -> str:
         parts.append(format_values(_describe_guest(vm["guest"])))
     if status["processes"]:
         rows = [
-            (process["role"], str(process["pid"]), process["device"] or "-", format_state(process["state"]))
+            (
+                process["role"] + (", spare" if process["duty"] == "spare" else ""),
+                str(process["pid"]),
+                process["device"] or "-",
+                format_state(process["state"]),
+            )
             for process in status["processes"]
         ]
         parts.append(format_table(("PROCESS", "PID", "DEVICE", "STATE"), rows, right=("PID",)))

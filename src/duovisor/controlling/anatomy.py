@@ -1,6 +1,7 @@
 """The anatomy of a running VM: which process sits in which layer, and what of the host it can reach.
 
-Nothing here is what we intended; everything is read from /proc while the VM runs.
+Nothing here is what we intended; everything is read from /proc while the VM runs, but for a driver's duty,
+which its supervisor knows.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from duovisor.controlling.description import Duty
 from duovisor.controlling.key_files import KEY_MEMORY
 from duovisor.controlling.resources.group_folder import find_group, read_limits
 from duovisor.controlling.resources.scope import NAME as SCOPE
@@ -29,7 +31,10 @@ SECCOMP_FILTER = "2"  # proc(5), Seccomp field
 
 @dataclass(frozen=True)
 class ProcessAnatomy:
-    """One process: its layer, what it does, and what of the host it holds or could reach."""
+    """One process: its layer, what it does, and what of the host it holds or could reach.
+
+    ``duty`` says of a driver whether it serves its device or stands by.
+    """
 
     layer: str
     role: str
@@ -38,6 +43,7 @@ class ProcessAnatomy:
     host_access: tuple[str, ...]
     confinement: tuple[str, ...]
     drivers: tuple[str, ...]
+    duty: Duty = Duty.NONE
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ def read_anatomy(machine: MachineDescription) -> Anatomy:
             process.pid,
             _drivers_of(process, machine),
             machine,
+            process.duty,
         )
         for process in machine.processes
     ]
@@ -90,7 +97,12 @@ def _drivers_of(process: ProcessDescription, machine: MachineDescription) -> tup
 
 
 def _read_process(
-    layer: str, role: str, pid: int, drivers: tuple[str, ...], machine: MachineDescription
+    layer: str,
+    role: str,
+    pid: int,
+    drivers: tuple[str, ...],
+    machine: MachineDescription,
+    duty: Duty = Duty.NONE,
 ) -> ProcessAnatomy | None:
     try:
         return ProcessAnatomy(
@@ -101,6 +113,7 @@ def _read_process(
             host_access=tuple(_host_access(pid, machine)),
             confinement=tuple(_confinement(pid)),
             drivers=drivers,
+            duty=duty,
         )
     except (FileNotFoundError, ProcessLookupError):
         return None

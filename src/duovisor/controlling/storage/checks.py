@@ -51,7 +51,7 @@ def check_growth(volume: Volume, now_bytes: int, size_bytes: int) -> None:
         raise VolumeRefusedError(f"volume {volume.ref} is read-only")
     if size_bytes <= now_bytes:
         raise VolumeRefusedError(
-            f"volume {volume.ref} has {now_bytes} bytes; it can only become larger",
+            f"volume {volume.ref} has {format_bytes(now_bytes)}; it can only become larger",
             remedy="what a smaller one would lose, only its guest knows",
         )
 
