@@ -96,12 +96,20 @@ async def run_machine(spec: VirtualMachineSpec) -> None:
             report("logs", spec.design, files=read_logs(machine))
 
 
+async def wait_spares(machine: Machine) -> None:
+    """Wait until every driver has one that stands by."""
+    async with asyncio.timeout(BOOT_TIMEOUT_S):
+        while any(device.crew.spare is None for device in machine.devices.values()):
+            await asyncio.sleep(0.1)
+
+
 async def exercise(machine: Machine, started: float) -> None:
     """Boot signal, anatomy, commands, verified storage, shutdown."""
     design = machine.spec.design
     async with connect_probe(machine.port_path(PORT_NAME)) as guest:
         booted = await guest.wait_booted(BOOT_TIMEOUT_S)
         report("booted", design, boot_s=time.monotonic() - started, guest=booted.model_dump())
+        await wait_spares(machine)
         report("anatomy", design, anatomy=asdict(read_anatomy(describe_machine(machine))))
         report("vmm", design, **inspect_vmm(machine))
         for step, command in (("who-runs-us", WHO_RUNS_US), ("address", WAIT_FOR_ADDRESS)):
