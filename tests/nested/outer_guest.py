@@ -46,9 +46,10 @@ class Reports:
 
 
 def build_outer_argv(
-    qemu: Path, outer: OuterDisk, payload: Path, reports: Path, serial: Path
+    qemu: Path, outer: OuterDisk, payload: Path, reports: Path, serial: Path, debian: Path | None = None
 ) -> tuple[str, ...]:
-    """QEMU's command line: SVM emulated by TCG, the outer disk unchanged by what is written; pure."""
+    """QEMU's command line: SVM emulated by TCG, the disks unchanged by what is written; pure."""
+    third = ("-drive", f"file={debian},format=raw,if=virtio,snapshot=on,cache=unsafe") if debian else ()
     return (
         str(qemu), "-name", "duovisor-nested-test", "-nodefaults", "-no-user-config", "-display", "none",
         "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max,la57=off",
@@ -56,6 +57,7 @@ def build_outer_argv(
         "-kernel", str(outer.kernel), "-initrd", str(outer.initrd), "-append", COMMAND_LINE,
         "-drive", f"file={outer.disk},format=raw,if=virtio,snapshot=on,cache=unsafe",
         "-drive", f"file={payload},format=raw,if=virtio,read-only=on",
+        *third,
         "-nic", "user,model=virtio-net-pci,net=10.0.9.0/24,restrict=on",
         "-chardev", f"file,id=serial,path={serial}", "-serial", "chardev:serial",
         "-chardev", f"file,id=reports,path={reports}", "-device", "virtio-serial-pci",
@@ -63,13 +65,15 @@ def build_outer_argv(
     )  # fmt: skip
 
 
-async def run_outer_guest(outer: OuterDisk, payload: Path, folder: Path, *, deadline_s: float) -> Reports:
+async def run_outer_guest(
+    outer: OuterDisk, payload: Path, folder: Path, *, deadline_s: float, debian: Path | None = None
+) -> Reports:
     """Boot, wait until the guest has powered itself off or ``deadline_s`` is over, and read the reports.
 
     ``folder`` keeps the command line, QEMU's own words, the serial console, the reports and the logs in them.
     """
     reports = folder / "reports.jsonl"
-    argv = build_outer_argv(find_qemu(os.environ), outer, payload, reports, folder / "serial.log")
+    argv = build_outer_argv(find_qemu(os.environ), outer, payload, reports, folder / "serial.log", debian)
     (folder / "command.txt").write_text(process.as_command_line(argv) + "\n")
     guest = process.start(
         ("setpriv", "--pdeathsig", "KILL", "--", *argv), role="outer guest", log=folder / "qemu.log"

@@ -43,7 +43,7 @@ def build_payload(disk: Path, image: Image, python_version: tuple[int, int]) -> 
         if python_version != sys.version_info[:2]:
             fetch_binaries(needed, python_version, python)
         shutil.copytree(image.folder, content / "state/images" / image.name)
-        for name in ("run", "steps.py", "thin_steps.py", "service_steps.py"):
+        for name in ("run", "steps.py", "thin_steps.py", "debian_steps.py", "service_steps.py"):
             shutil.copyfile(IN_GUEST / name, content / name)
         shutil.copyfile(UNIT, content / UNIT.name)
         build_ext4_disk(disk, content)
