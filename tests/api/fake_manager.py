@@ -308,6 +308,10 @@ class FakeVmManager:
         vm = await self.get(name)
         return self._keep(self._with_record(vm, spec=change_spec(vm.record.spec, {"cpus": cpus})))
 
+    async def set_memory(self, name: str, memory_mib: int) -> VmView:
+        vm = await self.get(name)
+        return self._keep(self._with_record(vm, spec=change_spec(vm.record.spec, {"memory_mib": memory_mib})))
+
     async def detach(self, name: str, device: str, timeout_s: float, progress: Progress) -> None:
         vm = await self.get(name)
         if device not in name_devices(vm.record.spec):

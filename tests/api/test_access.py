@@ -56,6 +56,7 @@ NEEDS = {
     "limit_nic": "operator",
     "set_limits": "administrator",
     "set_cpus": "administrator",
+    "set_memory": "administrator",
     "attach_nic": "administrator",
     "detach_disk": "administrator",
     "detach_nic": "administrator",

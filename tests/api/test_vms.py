@@ -100,6 +100,17 @@ def test_processors_are_added(api: Api, name: str) -> None:
         assert (reply.status_code, reply.json()["code"]) == (422, "request-invalid"), wrong
 
 
+def test_memory_is_added(api: Api, name: str) -> None:
+    api.make_vm(name)
+    place = f"/v1/vms/{name}/set-memory"
+    assert api.post(place, json={"memory_mib": "3G"}).json()["record"]["spec"]["memory_mib"] == 3072
+    vm = api.post(place, json={"memory_mib": 4096}).json()
+    assert (vm["record"]["spec"]["memory_mib"], vm["status"]["memory_note"]) == (4096, "")
+    for wrong in ({}, {"memory_mib": 1}, {"memory_mib": "1.5K"}, {"memory": "3G"}):
+        reply = api.post(place, json=wrong)
+        assert (reply.status_code, reply.json()["code"]) == (422, "request-invalid"), wrong
+
+
 def test_processors_and_memory_are_limited(api: Api, name: str) -> None:
     api.make_vm(name)
     place = f"/v1/vms/{name}/set-limits"

@@ -122,7 +122,13 @@ on_driver_failure = "pause"
 driver_hang_s = 5
 """,
     ),
-    Case("screen", ("--name", "web", "--accelerator", "tcg", "--graphics", "--cpus-max", "4")),
+    Case(
+        "screen",
+        (
+            "--name", "web", "--accelerator", "tcg", "--graphics", "--cpus-max", "4",
+            "--memory", "1G", "--memory-max", "8G",
+        ),
+    ),
     Case(
         "file",
         ("SPEC", "--forward", "8443:443"),

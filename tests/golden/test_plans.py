@@ -19,6 +19,7 @@ from tests.recorded.abilities import VERSIONS, load_abilities
 from duovisor.cli.run import command
 from duovisor.hypervisor.build import build_launch_plan
 from duovisor.hypervisor.errors import PlanError
+from duovisor.hypervisor.memory import list_module_files
 from duovisor.hypervisor.plan import LaunchPlan, VmmPaths
 from duovisor.hypervisor.qemu import devices
 from duovisor.hypervisor.qemu.console import CONSOLE_LOG
@@ -43,12 +44,14 @@ each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
 def build_plan(spec: VirtualMachineSpec, version: str, accelerator: Accelerator) -> LaunchPlan:
+    memory_file = Path("/run/duovisor/memory") / spec.name
     paths = VmmPaths(
         qemu=Path("/usr/bin/qemu-system-x86_64"),
-        memory_file=Path("/run/duovisor/memory") / spec.name,
+        memory_file=memory_file,
         uefi_code=Path("/usr/share/OVMF/OVMF_CODE_4M.fd"),
         uefi_vars=Path("/run/duovisor/vms") / spec.name / "uefi-vars.fd",
         block_devices=frozenset({"/dev/block-device"}),
+        module_files=list_module_files(memory_file) if spec.memory_room_mib > spec.memory_mib else (),
     )
     return build_launch_plan(spec, load_abilities(version), accelerator, paths, KVM_GIDS)
 

@@ -9,7 +9,8 @@ from duovisor.spec.errors import SpecError
 Document = dict[str, Any]
 
 AUTOSTART = "autostart"
-_ALIASES = {"memory": "memory_mib"}  # setting the one takes the place of the other
+# setting the one takes the place of the other
+_ALIASES = {"memory": "memory_mib", "memory_max": "memory_max_mib", "memory_limit": "memory_limit_mib"}
 
 
 def render_definition(document: Document) -> str:

@@ -33,6 +33,7 @@ COMMANDS = {
     "attach-disk": ("vm_devices:attach_disk", "Give a VM a disk, under its running guest."),
     "limit-disk": ("vm_devices:limit_disk", "Limit what a VM's disk does in a second."),
     "set-cpus": ("vm_resources:set_cpus", "Give a VM more processors."),
+    "set-memory": ("vm_resources:set_memory", "Give a VM more memory."),
     "set-limits": ("vm_resources:set_limits", "Limit what a VM uses of processors and memory."),
     "limit-nic": ("vm_devices:limit_nic", "Limit what a VM's NIC moves in a second."),
     "detach-disk": ("vm_devices:detach_disk", "Take a disk from a VM."),

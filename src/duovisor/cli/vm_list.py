@@ -128,6 +128,8 @@ def _describe_status(status: dict[str, Any]) -> dict[str, str]:
         )
     if status["full_disks"]:
         values["waits"] = f"for room on the host for {', '.join(status['full_disks'])}; it goes on by itself"
+    if status["memory_note"]:
+        values["memory in use"] = status["memory_note"]
     if status["restart_needed"]:
         values["note"] = "the definition was changed since it started; it takes it up at its next start"
     return values

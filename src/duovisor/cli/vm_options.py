@@ -32,6 +32,7 @@ _OPTIONS = (
         help="What they have: all of the host's, or a level that is the same everywhere.  [default: host]",
     ),
     click.option("--memory", help="Guest memory: 512M, 2G; a bare number is MiB.  [default: 512M]"),
+    click.option("--memory-max", help="Room for more that comes while it runs.  [default: none]"),
     click.option(
         "--disk",
         "disks",
@@ -128,6 +129,7 @@ def build_document(base: Mapping[str, Any], options: Mapping[str, Any]) -> dict[
         "cpus_max",
         "cpu_model",
         "memory",
+        "memory_max",
         "accelerator",
         "vmm",
         "firmware",
@@ -142,6 +144,8 @@ def build_document(base: Mapping[str, Any], options: Mapping[str, Any]) -> dict[
         document.setdefault("firmware", "uefi")
     if options["memory"] is not None:
         document.pop("memory_mib", None)
+    if options["memory_max"] is not None:
+        document.pop("memory_max_mib", None)
     kernel = {
         key: options[option]
         for key, option in (("path", "kernel"), ("initrd", "initrd"), ("command_line", "append"))

@@ -1,4 +1,4 @@
-"""``duovisor vm set-limits|set-cpus``: how much of the host a VM may use, and how many processors it has."""
+"""``duovisor vm set-limits|set-cpus|set-memory``: what a VM may use of the host, and what it has."""
 
 from __future__ import annotations
 
@@ -76,3 +76,34 @@ def set_cpus(name: str, cpus: int, as_json: bool) -> None:
         print_json(vm)
         return
     click.echo(f"{name}: {vm['record']['spec']['cpus']} processors")
+
+
+@click.command("set-memory")
+@click.argument("name", metavar="VM", shell_complete=complete_vm)
+@click.argument("memory", metavar="SIZE")
+@json_option
+def set_memory(name: str, memory: str, as_json: bool) -> None:
+    """Give a VM memory of this SIZE (4G, or MiB): under its running guest, if it has room, and from then on.
+
+    Room is what `memory_max` of its definition said when it was started (`--memory-max` of `vm create`). More
+    comes in multiples of 128 MiB, up to 8 times until its next start, which gives it all in one piece.
+
+    \b
+    duovisor vm set-memory web 4G
+    for f in /sys/devices/system/memory/memory*/state; do echo online > $f; done     # in the guest
+
+    Linux may have new memory switched off, as Debian's has. A guest agent (`guest_agent` of its definition)
+    is asked to switch it on; without one somebody in the guest does. What is known of that is said here and
+    by `vm show`; the same command asks again.
+
+    A VM that runs keeps what it has: less comes with a restart. The thin VMM takes none (exit code 4).
+    """
+    from duovisor.cli.table import format_mib
+    from duovisor.client.service import vm_path
+
+    vm = connect().request("POST", f"{vm_path(name)}/set-memory", {"memory_mib": memory}).document
+    if as_json:
+        print_json(vm)
+        return
+    note = vm["status"]["memory_note"]
+    click.echo(f"{name}: {format_mib(vm['record']['spec']['memory_mib'])}{note and f'; {note}'}")

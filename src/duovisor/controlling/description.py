@@ -85,6 +85,7 @@ class PlanDescription(BaseModel):
     sockets: tuple[str, ...]
     channels: tuple[str, ...]
     bound: tuple[str, ...] = ()
+    modules_mib: tuple[int, ...] = ()
 
 
 class DeviceChange(BaseModel):
@@ -166,12 +167,24 @@ class MachineDescription(BaseModel):
             memory_file=Path(self.memory_file),
             memory_mib=self.spec.memory_mib,
             sandbox=None,
+            modules_mib=incarnation.plan.modules_mib,
         )
 
 
 def describe_machine(machine: Machine) -> MachineDescription:
     """The description of a machine whose processes run."""
     return machine.description
+
+
+def describe_plan(plan: LaunchPlan) -> PlanDescription:
+    """The description of a plan that is carried out."""
+    return PlanDescription(
+        argv=plan.argv,
+        sockets=plan.sockets,
+        channels=plan.channels,
+        bound=plan.bound,
+        modules_mib=plan.modules_mib,
+    )
 
 
 def describe_process(process: Process, device: str = "") -> ProcessDescription:

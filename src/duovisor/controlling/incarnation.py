@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from duovisor.controlling.channel_socket import connect_channel, wait_channels
 from duovisor.controlling.description import (
     IncarnationDescription,
-    PlanDescription,
+    describe_plan,
     describe_process,
     find_program,
 )
@@ -123,15 +123,12 @@ class Incarnation:
         """The incarnation as others may find it, its VMM first."""
         formats = [find_program(each.described) for each in self._keepers.values() if each.described]
         crews = [each for device in self.devices.values() for each in device.crew.describe()]
-        plan = self.vmm.plan
         return IncarnationDescription(
             number=self.number,
             spec=self.spec,
             vmm=self.decision.kind,
             vmm_reason=self.decision.reason,
-            plan=PlanDescription(
-                argv=plan.argv, sockets=plan.sockets, channels=plan.channels, bound=plan.bound
-            ),
+            plan=describe_plan(self.vmm.plan),
             processes=(*self._fixed, *formats, *map(find_program, self.media.describe()), *crews),
             change=self.change,
             changing_drive=self.changing_drive,

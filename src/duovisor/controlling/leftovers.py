@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from duovisor import process
 from duovisor.controlling.description import FILE, Phase, load_description
 from duovisor.controlling.errors import NameInUseError
+from duovisor.hypervisor.memory import remove_memory_files
 from duovisor.process_identity import is_living
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ async def end_processes(left: IncarnationDescription, run_dir: Path) -> None:
 
 def _remove_files(folder: Path, left: MachineDescription | None) -> None:
     if left is not None:
-        Path(left.memory_file).unlink(missing_ok=True)
+        remove_memory_files(Path(left.memory_file))
     for path in sorted(folder.iterdir(), key=lambda each: each.name == FILE):  # the description last
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -23,6 +23,7 @@ from duovisor.controlling.machine_limits import limit_disks_inside
 from duovisor.controlling.machine_place import CURRENT, Place, make_place
 from duovisor.controlling.memory_folder import open_memory_folder
 from duovisor.controlling.moving.recovery import conclude_move, take_disks_back
+from duovisor.controlling.plugging.memory import look_at_memory
 from duovisor.controlling.plugging.plug import conclude
 from duovisor.controlling.resources.vm_group import VmGroup, find_vm_group, open_vm_group
 from duovisor.controlling.snapshots.loading import loading, open_state
@@ -31,7 +32,7 @@ from duovisor.controlling.supervision.records import DriverEvent, DriverEventKin
 from duovisor.controlling.vmm_choice import VmmDecision
 from duovisor.hardware.accelerator import AcceleratorDecision
 from duovisor.hypervisor.errors import HypervisorError
-from duovisor.hypervisor.memory import create_memory_file
+from duovisor.hypervisor.memory import create_memory_file, create_module_files
 from duovisor.hypervisor.qemu.console import CONSOLE_SOCKET, port_socket
 from duovisor.hypervisor.vmm import Vmm
 
@@ -78,6 +79,7 @@ class Machine:
         self.other: Incarnation | None = None
         self.die_with_owner = False
         self.moving = asyncio.Lock()
+        self.memory_note = ""  # what is to be known of memory that came to the guest
         self.console: Console
         self.console_log: Path
         self.description: MachineDescription
@@ -156,6 +158,8 @@ class Machine:
             machine.group = VmGroup(spec, None)
             machine.write()  # from here on a successor can undo what we do
             create_memory_file(place.memory_file, spec.memory_mib, vmm.owner)
+            if spec.memory_room_mib > spec.memory_mib:
+                create_module_files(place.memory_file, vmm.owner)
             await machine._begin(checked, saved)
             spares_after_s = 0.0 if saved is None else SPARES_AFTER_S
             await machine._settle(adopted=False, spares_after_s=spares_after_s)
@@ -228,6 +232,7 @@ class Machine:
             pids = [each.watched_pid for each in found.processes if each.is_vmm]
             machine.group = find_vm_group(found.spec, pids[0]) if pids else VmGroup(found.spec, None)
             await machine.current.adopt(found, console_log, capabilities)
+            machine.memory_note = await look_at_memory(machine)
             if moved.is_undone:
                 take_disks_back(machine.current)
                 await machine.current.resume()
@@ -245,8 +250,14 @@ class Machine:
         made = Incarnation(number, spec, decision, vmm, held, self._factories, self._tell, self.write)
         vmm.on_unplugged = lambda device: self._conclude(self._conclude_unplug(device))
         vmm.on_full = lambda device: self._conclude(self._note_full(device))
+        vmm.on_memory_told = lambda: self._conclude(self._note_memory())
         made.on_full = self._full_disks.note
         return made
+
+    async def _note_memory(self) -> None:
+        """The guest said something of memory that came to it."""
+        with suppress(HypervisorError):  # the VMM has ended
+            self.memory_note = await look_at_memory(self)
 
     async def _note_full(self, device: str) -> None:
         """The VMM met a full file system, and stands still."""

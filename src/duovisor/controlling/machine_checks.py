@@ -50,6 +50,7 @@ class CheckedStart(NamedTuple):
     """A start that nothing known speaks against.
 
     ``disks`` and ``devices`` are what driver partitions get; ``open_disks`` closes both, and unlocks disks.
+    ``modules_mib`` is memory that came to the guest since it booted.
     """
 
     spec: VirtualMachineSpec
@@ -63,6 +64,7 @@ class CheckedStart(NamedTuple):
     chains: tuple[tuple[ImageFile, ...], ...]
     devices: tuple[OpenDevice, ...]
     tpm: TpmEnvironment | None = None
+    modules_mib: tuple[int, ...] = ()
 
     def build_plan(self, run_dir: Path, place: Place, *, restored: bool = False) -> LaunchPlan:
         """The launch plan of a VMM with the folder ``run_dir``.
@@ -76,6 +78,7 @@ class CheckedStart(NamedTuple):
         firmware = find_firmware(self.spec)
         sandboxed = self.spec.design is Design.MICROKERNELIZED
         owner = uid_of(self.spec.name) if self.tools.as_root and sandboxed else None
+        booted_mib = self.spec.memory_mib - sum(self.modules_mib)
         variables = make_variables(self.spec, firmware, place.kept, owner) if firmware else None
         paths = VmmPaths(
             qemu=qemu_path,
@@ -88,6 +91,8 @@ class CheckedStart(NamedTuple):
             libraries=find_libraries(),
             channels=run_dir / CHANNELS,
             media=run_dir / FOLDER,
+            module_files=place.module_files if self.spec.memory_room_mib > booted_mib else (),
+            modules_mib=self.modules_mib,
         )
         gids = find_kvm_gids(self.capabilities)
         return build_launch_plan(self.spec, qemu, self.decision.accelerator, paths, gids)

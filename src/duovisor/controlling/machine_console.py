@@ -43,7 +43,7 @@ def plan_console(spec: VirtualMachineSpec, descriptors: dict[str, int]) -> Devic
         hang_s=HANG_S,
         on_failure=DriverFailure.REPORT,
         uid=uid_of(spec.name),
-        limits=build_limits(spec.memory_mib),
+        limits=build_limits(spec.memory_room_mib),
         kind=KIND,
     )
 

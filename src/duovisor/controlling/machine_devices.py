@@ -40,7 +40,7 @@ def plan_nic(spec: VirtualMachineSpec, index: int, descriptors: Mapping[str, int
         hang_s=nic.driver_hang_s,
         on_failure=nic.on_driver_failure,
         uid=uid_of(spec.name),
-        limits=build_limits(spec.memory_mib),
+        limits=build_limits(spec.memory_room_mib),
         rate=rate_of_card(nic),
         kind="net",
     )

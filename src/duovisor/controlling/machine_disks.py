@@ -76,7 +76,7 @@ def plan_disk(
         hang_s=disk.driver_hang_s,
         on_failure=disk.on_driver_failure,
         uid=uid_of(spec.name),
-        limits=build_limits(spec.memory_mib),
+        limits=build_limits(spec.memory_room_mib),
         poll_us=POLL_US,
         rate=rate_of(disk),
     )

@@ -76,7 +76,7 @@ def plan_device(spec: VirtualMachineSpec, index: int, opened: OpenDevice, files:
         hang_s=device.driver_hang_s,
         on_failure=device.on_driver_failure,
         uid=uid_of(spec.name),
-        limits=build_limits(spec.memory_mib),
+        limits=build_limits(spec.memory_room_mib),
         kind=KIND,
         modules=Modules.LIBRARY if own else Modules.USUAL,
         source_code=driver.digest if driver is not None else "",

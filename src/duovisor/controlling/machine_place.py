@@ -12,6 +12,7 @@ from duovisor.controlling.firmware_files import variables_path
 from duovisor.controlling.leftovers import claim
 from duovisor.controlling.memory_folder import open_memory_folder
 from duovisor.controlling.run_folder import open_run_folder
+from duovisor.hypervisor.memory import list_module_files, remove_memory_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,6 +50,11 @@ class Place:
         """The file that is the guest's memory."""
         return self.memory.path / self.folder.path.name
 
+    @property
+    def module_files(self) -> tuple[Path, ...]:
+        """The files for memory that comes to the guest while it runs, of a VM that has room for some."""
+        return list_module_files(self.memory_file)
+
     def open_incarnation(self, number: int) -> Path:
         """Make the folder of an incarnation. Raises ``OSError``."""
         path = self.run_dir / str(number)
@@ -61,7 +67,7 @@ class Place:
 
     def give_files(self, spec: VirtualMachineSpec, owner: int | None) -> None:
         """Let the VMM that runs as ``owner`` have memory and variables; root has them anyway."""
-        for path in (self.memory_file, variables_path(spec, self.kept)):
+        for path in (self.memory_file, *self.module_files, variables_path(spec, self.kept)):
             if owner is not None and path.exists():
                 os.chown(path, owner, owner)
 
@@ -85,7 +91,7 @@ class Place:
         with ExitStack() as stack:
             stack.callback(self.folder.remove)
             stack.callback(self.memory.close)
-            stack.callback(self.memory_file.unlink, missing_ok=True)
+            stack.callback(remove_memory_files, self.memory_file)
 
     def release(self) -> None:
         """Let go of everything; it stays for the next owner."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from duovisor import process
 from duovisor.controlling.errors import HostLacksError
+from duovisor.hypervisor.memory import find_vm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,7 +70,7 @@ def remove_orphaned_memory(runtime: Path, vms: Path) -> list[Path]:
         if not folder.is_dir():
             continue
         for path in folder.iterdir():
-            if not (vms / path.name).exists():  # looked at second: a start makes the run folder first
+            if not (vms / find_vm(path)).exists():  # looked at second: a start makes the run folder first
                 path.unlink(missing_ok=True)
                 removed.append(path)
         with _locked(runtime):

@@ -13,6 +13,7 @@ from duovisor.hypervisor.qemu import (
     disks,
     firmware,
     machine,
+    memory,
     nics,
     pci,
     screen,
@@ -55,7 +56,13 @@ def build_launch_plan(
     argv = (
         str(paths.qemu),
         *machine.build_machine(spec, qemu, accelerator),
-        *machine.build_memory(spec.memory_mib, SANDBOX_MEMORY if sandboxed else str(paths.memory_file)),
+        *memory.build_memory(
+            spec.memory_mib - sum(paths.modules_mib),
+            spec.memory_room_mib,
+            SANDBOX_MEMORY if sandboxed else str(paths.memory_file),
+            [show_module(spec.design, number, file) for number, file in enumerate(paths.module_files)],
+            paths.modules_mib,
+        ),
         *firmware.build_firmware(spec, paths, sandboxed=sandboxed),
         *pci.build_hot_plug_bus(),
         *disks.build_disks(spec, qemu, paths.block_devices, paths.chains),
@@ -81,7 +88,13 @@ def build_launch_plan(
         sandbox=build_vmm_sandbox(spec, accelerator, paths, kvm_gids) if sandboxed else None,
         taps=() if sandboxed else nics.find_bridged(spec),
         bound=nics.find_bridged(spec) if sandboxed else (),
+        modules_mib=paths.modules_mib,
     )
+
+
+def show_module(design: Design, number: int, file: Path) -> str:
+    """Where a VMM finds a memory module's file."""
+    return f"{SANDBOX_MEMORY}-{number}" if design is Design.MICROKERNELIZED else str(file)
 
 
 def build_hardening(qemu: QemuAbilities) -> list[str]:
@@ -98,7 +111,10 @@ def build_vmm_sandbox(
     own = find_qemu_folder(paths.qemu)
     files = (Path("/etc/ld.so.cache"), paths.libraries, own)
     read_only = [(path, str(path)) for path in files]
-    writable = [(paths.memory_file, SANDBOX_MEMORY)]
+    modules = [
+        (file, show_module(spec.design, number, file)) for number, file in enumerate(paths.module_files)
+    ]
+    writable = [(paths.memory_file, SANDBOX_MEMORY), *modules]
     if spec.kernel is not None:
         read_only.append((Path(spec.kernel.path), firmware.SANDBOX_KERNEL))
         if spec.kernel.initrd:

@@ -31,7 +31,8 @@ class LaunchPlan:
     listening as ``NAME.sock`` in the VM's run folder before the VMM starts, so that whoever connects needs no
     retry. ``channels`` are those of them on which a driver serves. The sockets in ``bound`` the VMM binds
     itself when it starts, in the folder ``channels`` of the run folder; a driver serves on each of them, too.
-    ``files`` are opened for the VMM, by the names of their descriptors.
+    ``files`` are opened for the VMM, by the names of their descriptors. ``modules_mib`` are the sizes of the
+    memory modules that came to the guest since it booted, in the order of their slots.
     """
 
     name: str
@@ -46,6 +47,7 @@ class LaunchPlan:
     taps: tuple[str, ...] = ()
     bound: tuple[str, ...] = ()
     files: tuple[tuple[str, Path], ...] = ()
+    modules_mib: tuple[int, ...] = ()
 
     def resolve_argv(self, descriptors: Mapping[str, int]) -> tuple[str, ...]:
         """The command line with every ``@NAME@`` replaced by the descriptor's number."""
@@ -78,7 +80,8 @@ class VmmPaths:
     ``chains`` the images of each disk with those that they are based on;
     ``device_types`` has virtio's number of the type of each device beside disks and network cards;
     ``libraries`` is the folder of this machine's shared libraries, ``channels`` where the VMM binds
-    sockets, ``media`` where media servers listen.
+    sockets, ``media`` where media servers listen. ``module_files`` are for memory modules, of which those
+    of the sizes ``modules_mib`` have come.
     """
 
     qemu: Path
@@ -91,3 +94,5 @@ class VmmPaths:
     libraries: Path = Path("/usr/lib/x86_64-linux-gnu")
     channels: Path = Path("/run/duovisor/channels")
     media: Path = Path("/run/duovisor/media")
+    module_files: tuple[Path, ...] = ()
+    modules_mib: tuple[int, ...] = ()

@@ -95,6 +95,8 @@ def find_obstacle(spec: VirtualMachineSpec, accelerator: Accelerator) -> str | N
         return "the thin VMM has no screen"
     if spec.cpus_room > spec.cpus:
         return "the thin VMM has no room for processors that come while it runs (cpus_max)"
+    if spec.memory_room_mib > spec.memory_mib:
+        return "the thin VMM has no room for memory that comes while it runs (memory_max)"
     if spec.cpus > CPUS_MAX:
         return f"the thin VMM has at most {CPUS_MAX} processors, not {spec.cpus}"
     if spec.memory_mib < MEMORY_MIB_MIN:

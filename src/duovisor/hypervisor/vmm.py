@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from duovisor import process
-from duovisor.hypervisor import drives, plugging, screen
+from duovisor.hypervisor import drives, memory_modules, plugging, screen
 from duovisor.hypervisor.errors import HypervisorError, QmpTimeoutError, VmmGoneError, VmmStartError
 from duovisor.hypervisor.lifecycle import ENDED, Lifecycle, State
 from duovisor.hypervisor.migration import handover
@@ -79,6 +79,7 @@ class Vmm(VmmDevices):
         self._unplugged = plugging.Unplugged()
         self.on_unplugged: Callable[[str], None] = lambda device: None
         self.on_full: Callable[[str], None] = lambda device: None
+        self.on_memory_told: Callable[[], None] = lambda: None
 
     @property
     def state(self) -> State:
@@ -278,6 +279,8 @@ class Vmm(VmmDevices):
                 self.on_unplugged(device)
         if self.state in ENDED or self.state is State.STOPPING:
             return
+        if name == memory_modules.TOLD:
+            self.on_memory_told()
         if name == "BLOCK_IO_ERROR" and data.get("nospace") and data.get("action") == "stop":
             self.on_full(str(data.get("node-name", "")).partition("-")[0])
         match name:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from duovisor.hypervisor import plugging, processors
+from duovisor.hypervisor import memory_modules, plugging, processors
 from duovisor.hypervisor.lifecycle import ENDED, State
 
 if TYPE_CHECKING:
@@ -95,6 +95,24 @@ class VmmDevices:
         """Let the guest have as many processors. Raises ``WrongStateError``, ``QmpError``; see ``count``."""
         self.lifecycle.require(LIVE, "add processors to")
         await processors.add_processors(self._qmp, wanted)
+
+    async def count_modules(self) -> int:
+        """How much memory (MiB) has come to the guest since it booted; the plan tells of it, too."""
+        self.plan = replace(self.plan, modules_mib=await memory_modules.list_modules(self._qmp))
+        return sum(self.plan.modules_mib)
+
+    async def add_memory(self, mib: int, file: Path, shown: str) -> None:
+        """Let the guest have as much more memory, in a file that the VMM sees as ``shown``.
+
+        Raises ``WrongStateError``, ``HypervisorError``; it has what it had then, unless ``count_modules``
+        says otherwise.
+        """
+        self.lifecycle.require(LIVE, "add memory to")
+        await memory_modules.add_module(self._qmp, len(self.plan.modules_mib), mib, file, shown)
+
+    async def wait_memory_taken(self, timeout_s: float) -> memory_modules.Answer:
+        """What the guest says of the memory that came to it. Raises ``QmpError``."""
+        return await memory_modules.wait_taken(self._qmp, len(self.plan.modules_mib), timeout_s)
 
     async def limit_disk(self, disk: str, *, iops: int, bytes_per_s: int) -> None:
         """Limit a disk whose driver is in the VMM; 0 is no limit. Raises ``QmpError``."""

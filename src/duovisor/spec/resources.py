@@ -27,7 +27,8 @@ MemoryMib = Annotated[int, BeforeValidator(_read_memory), Field(ge=16, le=16 << 
 class Resources(ProcessorLimits):
     """The guest has ``cpus`` processors and ``memory_mib`` (``memory: 2G``).
 
-    ``cpus_max`` is the room for processors that come while it runs; by default there is none.
+    ``cpus_max`` and ``memory_max_mib`` (``memory_max: 8G``) are the room for what comes while it runs; by
+    default there is none.
     ``memory_limit_mib`` (``memory_limit: 3G``) is how much memory of the host all that serves the VM may use
     together, the guest's included; kept by cgroup v2, or refused. By default it follows from the devices.
     """
@@ -35,13 +36,14 @@ class Resources(ProcessorLimits):
     cpus: int = Field(default=1, ge=1, le=255)
     cpus_max: int | None = Field(default=None, ge=1, le=255)
     memory_mib: MemoryMib = 512
+    memory_max_mib: MemoryMib | None = None
     memory_limit_mib: MemoryMib | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _read_memory_aliases(cls, value: Any) -> Any:
-        """Accept ``memory: 2G`` beside ``memory_mib: 2048``, but not both; as for the limit."""
-        for alias in ("memory", "memory_limit"):
+        """Accept ``memory: 2G`` beside ``memory_mib: 2048``, but not both; as for the others."""
+        for alias in ("memory", "memory_max", "memory_limit"):
             if isinstance(value, dict) and alias in value:
                 if f"{alias}_mib" in value:
                     raise ValueError(f"give {alias} or {alias}_mib, not both")
@@ -62,12 +64,19 @@ class Resources(ProcessorLimits):
     def _check_room(self) -> Resources:
         if self.cpus > self.cpus_room:
             raise ValueError(f"cpus {self.cpus} is more than cpus_max {self.cpus_max}")
+        if self.memory_mib > self.memory_room_mib:
+            raise ValueError(f"memory of {self.memory_mib} MiB is more than memory_max {self.memory_max_mib}")
         return self
 
     @property
     def cpus_room(self) -> int:
         """How many processors the guest may have before it is started again."""
         return self.cpus if self.cpus_max is None else self.cpus_max
+
+    @property
+    def memory_room_mib(self) -> int:
+        """How much memory the guest may have before it is started again."""
+        return self.memory_mib if self.memory_max_mib is None else self.memory_max_mib
 
     @property
     def needs_group(self) -> bool:

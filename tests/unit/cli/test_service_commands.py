@@ -134,6 +134,8 @@ def test_devices_come_and_go(user: Program, name: str) -> None:
     assert limited == f"disk0 of {name}: at most 500 requests and 50 MiB a second\n"
     assert say(user, "vm", "limit-disk", name, "disk0") == f"disk0 of {name}: no limit\n"
     assert say(user, "vm", "set-cpus", name, "3") == f"{name}: 3 processors\n"
+    assert say(user, "vm", "set-memory", name, "2G") == f"{name}: 2 GiB\n"
+    assert user.refuse("vm", "set-memory", name, "lots", exit_code=2)
     limits = ("--cpu-weight", "50", "--memory-limit", "3G")
     assert say(user, "vm", "set-limits", name, *limits) == f"{name}: weight 50, at most 3072 MiB of memory\n"
     assert say(user, "vm", "set-limits", name, "--memory-limit", "none") == f"{name}: weight 50\n"

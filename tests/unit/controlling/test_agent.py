@@ -13,7 +13,7 @@ import pytest
 from tests.unit.vms.fake_agent import FakeAgent
 
 from duovisor.controlling.agent import client
-from duovisor.controlling.agent.answers import read_count, read_interfaces
+from duovisor.controlling.agent.answers import read_count, read_interfaces, read_offline_blocks
 from duovisor.controlling.agent.client import MAX_REPLY_BYTES, connect_agent
 from duovisor.controlling.agent.errors import AgentError, AgentRefusedError, AgentSilentError
 from duovisor.controlling.agent.protocol import clean
@@ -169,3 +169,27 @@ async def test_an_answer_nested_without_end_is_none(port: Path) -> None:
     async with serving(port, answer), connect_agent(port, "web") as connection:
         with pytest.raises(AgentError, match="does not answer in JSON"):
             await connection.execute("guest-info")
+
+
+def test_memory_blocks_that_cannot_be_are_left_out() -> None:
+    blocks = [
+        {"phys-index": 3, "online": False}, {"phys-index": 4, "online": True}, {"phys-index": 5},
+        {"phys-index": -1, "online": False}, {"phys-index": 1 << 32, "online": False},
+        {"phys-index": "6", "online": False}, {"online": False}, "7", None,
+    ]  # fmt: skip
+    assert read_offline_blocks(blocks) == (3,)
+    assert read_offline_blocks({"phys-index": 3}) == read_offline_blocks(None) == ()
+
+
+async def test_a_guest_switches_its_memory_on(port: Path) -> None:
+    agent = FakeAgent()
+    agent.offline = {1, 3}  # the last one never comes
+    async with serving(port, agent.feed), connect_agent(port, "web") as connection:
+        assert await connection.switch_memory_on() == 1
+        assert agent.was_told["guest-set-memory-blocks"]["mem-blks"] == [
+            {"phys-index": 1, "online": True}, {"phys-index": 3, "online": True},
+        ]  # fmt: skip
+        agent.offline = set()
+        agent.asked.clear()
+        assert await connection.switch_memory_on() == 0
+        assert agent.asked == ["guest-get-memory-blocks"]

@@ -56,7 +56,10 @@ HAD = {
     "ports",
     "guest_agent",
 }
-REFUSED = {"design", "accelerator", "firmware", "secure_boot", "tpm", "graphics", "cdroms", "cpus_max"}
+REFUSED = {
+    "design", "accelerator", "firmware", "secure_boot", "tpm", "graphics", "cdroms", "cpus_max",
+    "memory_max_mib",
+}  # fmt: skip
 OF_OTHERS = {"vmm", "boot_order", "cpu_weight", "cpu_limit", "cpu_reservation", "memory_limit_mib"}
 
 

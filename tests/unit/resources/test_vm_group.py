@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.unit.vms.fake_host import build_capabilities, build_vm
 
+from duovisor.controlling.machine_devices import plan_nic
 from duovisor.controlling.resources import group_folder
 from duovisor.controlling.resources.limits import (
     build_helper_group_limits,
@@ -32,6 +33,13 @@ def test_a_vm_may_use_what_its_processes_may() -> None:
     assert helper == (256 + 512, 256)
     assert whole.memory_mib == vmm.memory_mib + 6 * (helper.memory_mib - 256)
     assert whole.processes == vmm.processes + 6 * helper.processes
+
+
+def test_what_may_come_has_room_from_the_start() -> None:
+    roomy, large = (SPEC.model_copy(update=each) for each in ({"memory_max_mib": 1024}, {"memory_mib": 1024}))
+    for build in (build_vmm_group_limits, build_helper_group_limits, build_vm_group_limits):
+        assert build(roomy) == build(large) != build(SPEC)
+    assert plan_nic(roomy, 0, {}).limits == plan_nic(large, 0, {}).limits
 
 
 def test_each_process_has_a_leaf_with_its_limits(tmp_path: Path) -> None:

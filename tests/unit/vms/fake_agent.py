@@ -17,6 +17,7 @@ INTERFACES = [
         "ip-addresses": [{"ip-address": "192.0.2.7", "prefix": 24}, {"ip-address": "fe80::1", "prefix": 64}],
     },
 ]
+CAN_BE_ONLINE = {0, 1, 2}
 ANSWERS: dict[str, Any] = {
     "guest-info": {"version": "7.2.22", "supported_commands": []},
     "guest-get-host-name": {"host-name": "web"},
@@ -35,6 +36,7 @@ class FakeAgent:
         self.asked: list[str] = []
         self.was_told: dict[str, Any] = {}
         self.answers = dict(ANSWERS)
+        self.offline: set[int] = set()
         self._text = b""
 
     def feed(self, data: bytes) -> bytes:
@@ -63,6 +65,12 @@ class FakeAgent:
             case "guest-fsfreeze-freeze" | "guest-fsfreeze-thaw":
                 self.is_frozen = command.endswith("freeze")
                 return _line({"return": 2})
+            case "guest-get-memory-blocks":
+                blocks = [{"phys-index": n, "online": n not in self.offline} for n in range(4)]
+                return _line({"return": blocks})
+            case "guest-set-memory-blocks":
+                self.offline -= {each["phys-index"] for each in told["mem-blks"]} & CAN_BE_ONLINE
+                return _line({"return": []})
         if command in self.answers:
             return _line({"return": self.answers[command]})
         return _refuse(f"The command {command} has not been found")

@@ -6,13 +6,15 @@ it ends before it answers. All that it prints is in the console's log, whether o
 
 It has the devices of its command line and those that are plugged in, with what is behind them; a file
 ``devices.json`` beside the program tells. With ``keeps-devices`` its guest lets go of none until it is
-resumed, with ``refuses-devices`` it takes none.
+resumed, with ``refuses-devices`` it takes none. What its guest says of each memory module that came is in
+``memory-answer``: what it was told of, and how that went; without that file it took them.
 
 It hands its state, which is none, over to another: with ``cannot-load`` that one ends with words, and with
 ``never-greets`` it only sleeps. ``version`` holds another version than it says otherwise.
 
 If it has a port, the guest's agent is on it. What that is asked is in the file ``agent-asked``; there is a
-file ``frozen`` while the guest is, and with ``agent-silent`` it does not answer.
+file ``frozen`` while the guest is, and with ``agent-silent`` it does not answer. ``memory-offline`` has the
+memory blocks that it has switched off.
 """
 
 from __future__ import annotations
@@ -45,6 +47,8 @@ FROZEN = "frozen"
 AGENT_PORT = "port0"
 KEEPS_DEVICES = "keeps-devices"
 REFUSES_DEVICES = "refuses-devices"
+MEMORY_ANSWER = "memory-answer"
+MEMORY_OFFLINE = "memory-offline"
 DEVICES = "devices.json"
 NO_SLOT = "the slot is full of dust"
 NO_ROOM = "no room in the attic"
@@ -113,6 +117,8 @@ class Parts:
 
     def __init__(self) -> None:
         self.names: dict[str, list[str]] = {kind: [] for kind, _ in self.ADDING.values()}
+        self.modules: dict[int, int] = {}  # memory modules: their sizes in bytes, by their slots
+        self.backends: dict[str, int] = {}
         self.leaving: list[str] = []
         self.limits: dict[str, list[int]] = {}
         words = " ".join(sys.argv)
@@ -120,6 +126,10 @@ class Parts:
         self.names["netdevs"] = re.findall(r"-netdev \S+?,id=([^, ]+)", words)
         self.names["nodes"] = re.findall(r'"node-name": "([^"]+)"', words)
         self.names["objects"] = re.findall(r'"id": "([^"]+)"', words)
+        for name, size in re.findall(r'"id": "(\S+-ram)", "size": (\d+)', words):
+            self.backends[name] = int(size)
+        for name, slot in re.findall(r"-device pc-dimm,\S*memdev=([^, ]+),slot=(\d+)", words):
+            self.modules[int(slot)] = self.backends[name]
         self.write()
 
     def write(self) -> None:
@@ -137,6 +147,12 @@ class Parts:
         if arguments[key] in self.names[kind]:
             return f"Duplicate ID '{arguments[key]}'"
         self.names[kind].append(arguments[key])
+        if arguments.get("qom-type") == "memory-backend-file":
+            if os.stat(arguments["mem-path"]).st_size != arguments["size"]:
+                return f"the file of {arguments[key]} has another size"
+            self.backends[arguments[key]] = arguments["size"]
+        if arguments.get("driver") == "pc-dimm":
+            self.modules[arguments["slot"]] = self.backends[arguments["memdev"]]
         self.write()
         return ""
 
@@ -166,6 +182,8 @@ class FakeQemu:
         self.parts = Parts()
         self.agent = FakeAgent()
         self.agent.is_frozen = (FOLDER / FROZEN).exists()
+        with contextlib.suppress(FileNotFoundError):
+            self.agent.offline = {int(n) for n in (FOLDER / MEMORY_OFFLINE).read_text().split()}
         with_agent = (AGENT_PORT,) if f"id={AGENT_PORT}," in " ".join(sys.argv) else ()
         for name in ("qmp", "console", *with_agent):
             self.selector.register(find_listener(name), selectors.EVENT_READ, name)
@@ -328,6 +346,16 @@ class FakeQemu:
                 return [{"name": name, "type": "child<x>"} for name in names[kind]]
             case "query-hotpluggable-cpus":
                 return self.list_cpus()
+            case "query-memory-devices":
+                sizes = self.parts.modules.items()
+                return [{"type": "dimm", "data": {"slot": slot, "size": size}} for slot, size in sizes]
+            case "query-acpi-ospm-status":
+                answer = (FOLDER / MEMORY_ANSWER).read_text() if (FOLDER / MEMORY_ANSWER).exists() else "1 0"
+                source, status = map(int, answer.split())
+                free = {"slot-type": "DIMM", "source": 0, "status": 0}
+                told = {"slot-type": "DIMM", "source": source, "status": status}
+                slots = range(8)
+                return [(told if n in self.parts.modules else free) | {"slot": str(n)} for n in slots]
             case "query-chardev":
                 return [{"label": name} for name in names["chardevs"]]
             case "query-named-block-nodes":

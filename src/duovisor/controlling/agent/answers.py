@@ -60,6 +60,13 @@ def read_count(answer: Any) -> int:
     return answer if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < 1 << 16 else 0
 
 
+def read_offline_blocks(answer: Any) -> tuple[int, ...]:
+    """The memory blocks that a guest has switched off, of what ``guest-get-memory-blocks`` returned."""
+    blocks = [each for each in answer if isinstance(each, dict)] if isinstance(answer, list) else []
+    numbers = (each.get("phys-index") for each in blocks if each.get("online") is False)
+    return tuple(each for each in numbers if isinstance(each, int) and 0 <= each < 1 << 32)
+
+
 def _read_interface(given: dict[str, Any]) -> GuestInterface:
     mac = clean(given.get("hardware-address")).lower()
     addresses = given.get("ip-addresses")

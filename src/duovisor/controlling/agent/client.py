@@ -8,7 +8,13 @@ import secrets
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from duovisor.controlling.agent.answers import GuestInfo, read_count, read_field, read_interfaces
+from duovisor.controlling.agent.answers import (
+    GuestInfo,
+    read_count,
+    read_field,
+    read_interfaces,
+    read_offline_blocks,
+)
 from duovisor.controlling.agent.errors import AgentError, AgentRefusedError, AgentSilentError
 from duovisor.controlling.agent.protocol import SENTINEL, build_command, build_sync, parse_reply
 
@@ -19,6 +25,7 @@ if TYPE_CHECKING:
 SYNC_S = 3.0
 COMMAND_S = 5.0
 FREEZE_S = 60.0  # it writes out all that is in the guest's page cache
+MEMORY_S = 30.0
 REFUSAL_S = 2.0  # a shutdown that begins is not answered, one that is refused is at once
 MAX_REPLY_BYTES = 1 << 18
 REMEDY = "is qemu-guest-agent installed in the guest, and does nobody else hold its port?"
@@ -92,6 +99,15 @@ class Agent:
     async def thaw(self) -> int:
         """Thaw the guest's file systems; how many there were. Raises ``AgentError``."""
         return read_count(await self.execute("guest-fsfreeze-thaw", timeout_s=FREEZE_S))
+
+    async def switch_memory_on(self) -> int:
+        """Have the guest use all of its memory; how many blocks it does not. Raises ``AgentError``."""
+        offline = read_offline_blocks(await self.execute("guest-get-memory-blocks"))
+        if offline:
+            wanted = [{"phys-index": number, "online": True} for number in offline]
+            await self.execute("guest-set-memory-blocks", timeout_s=MEMORY_S, **{"mem-blks": wanted})
+            offline = read_offline_blocks(await self.execute("guest-get-memory-blocks"))
+        return len(offline)
 
     async def _ask(self, command: str) -> Any:
         """What a command returns; nothing where the agent cannot, or may not now."""

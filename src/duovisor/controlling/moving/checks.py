@@ -67,6 +67,7 @@ def check_move(machine: Machine, design: Design, capabilities: HostCapabilities)
             block_devices=frozenset(each[0].path for each in chains if each and each[0].is_block_device),
             chains=chains,
             devices=devices,
+            modules_mib=machine.vmm.plan.modules_mib,
         )
 
 

@@ -25,6 +25,6 @@ class PartitionLimits:
 
 
 def build_limits(memory_mib: int) -> PartitionLimits:
-    """What a driver of a guest with ``memory_mib`` MiB of memory needs; pure."""
+    """What a driver of a guest that may have ``memory_mib`` MiB of memory needs; pure."""
     mib = _OWN_ADDRESS_SPACE_MIB + _MAPPINGS_OF_GUEST_MEMORY * memory_mib
     return PartitionLimits(address_space_bytes=mib * _MIB)

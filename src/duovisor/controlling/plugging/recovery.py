@@ -25,6 +25,10 @@ async def settle_plugging(incarnation: Incarnation, left: IncarnationDescription
     if left.spec.cpus_room > left.spec.cpus:
         cpus = await incarnation.vmm.count_processors()
         incarnation.spec = incarnation.spec.model_copy(update={"cpus": cpus})
+    if left.spec.memory_room_mib > left.spec.memory_mib - sum(left.plan.modules_mib):
+        booted_mib = left.spec.memory_mib - sum(left.plan.modules_mib)
+        memory_mib = booted_mib + await incarnation.vmm.count_modules()
+        incarnation.spec = incarnation.spec.model_copy(update={"memory_mib": memory_mib})
     there = await incarnation.vmm.list_devices()
     known = set(name_devices(left.spec))
     change = left.change

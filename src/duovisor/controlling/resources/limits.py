@@ -27,13 +27,13 @@ class GroupLimits(NamedTuple):
 
 
 def build_vmm_group_limits(spec: VirtualMachineSpec) -> GroupLimits:
-    """For the VMM: its guest's memory and its own."""
-    return GroupLimits(spec.memory_mib + build_vmm_limits(spec.cpus_room).private_mib, VMM_THREADS)
+    """For the VMM: its guest's memory, as much as may come, and its own."""
+    return GroupLimits(spec.memory_room_mib + build_vmm_limits(spec.cpus_room).private_mib, VMM_THREADS)
 
 
 def build_helper_group_limits(spec: VirtualMachineSpec) -> GroupLimits:
     """For a process beside the VMM; any page of the guest may be one that a driver touched first."""
-    return GroupLimits(spec.memory_mib + HELPER_MIB, HELPER_PROCESSES)
+    return GroupLimits(spec.memory_room_mib + HELPER_MIB, HELPER_PROCESSES)
 
 
 def build_vm_group_limits(spec: VirtualMachineSpec) -> GroupLimits:

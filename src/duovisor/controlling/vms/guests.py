@@ -110,6 +110,17 @@ class Guests:
         self._tell(EventKind.THAWED, vm.name, vm.uuid, f"{count} file systems")
         return count
 
+    async def switch_memory_on(self, vm: ActiveVm) -> str:
+        """Have a guest that has an agent use all of its memory; what there is to say of that."""
+        if not vm.machine.spec.guest_agent:
+            return ""
+        try:
+            async with self._conversing(vm) as agent:
+                offline = await agent.switch_memory_on()
+        except (AgentError, WrongStateError) as error:
+            return f"its guest was not asked to switch on its memory: {error.message}"
+        return f"its guest leaves {offline} blocks of its memory switched off" if offline else ""
+
     def look_at_adopted(self, vms: Iterable[ActiveVm]) -> None:
         """Thaw what a service that was killed had frozen; nobody else would."""
         for vm in vms:

@@ -20,7 +20,7 @@ from duovisor.controlling.vms.errors import (
     ShutdownTimeoutError,
     VmChangeError,
 )
-from duovisor.controlling.vms.inside import InsideActions
+from duovisor.controlling.vms.memory_actions import MemoryActions
 from duovisor.controlling.vms.moves import Moves
 from duovisor.controlling.vms.records import (
     EventKind,
@@ -30,7 +30,6 @@ from duovisor.controlling.vms.records import (
     ignore_progress,
 )
 from duovisor.controlling.vms.recovery import Recovery
-from duovisor.controlling.vms.resource_actions import ResourceActions
 from duovisor.controlling.vms.snapshots import Snapshots
 from duovisor.controlling.vms.volumes import check_definition, find_disk, grow_disk, lend_none
 from duovisor.hypervisor.lifecycle import State
@@ -55,7 +54,7 @@ SHUTDOWN = "shutdown"
 STARTS_PER_CPU = 4  # a start mostly waits for its VMM
 
 
-class VmManager(InsideActions, ResourceActions):
+class VmManager(MemoryActions):
     """Manages the VMs of one host; one per state folder, whose store it is given.
 
     ``emit`` is told of everything that happens to a VM; ``lend`` finds the volumes of one that starts, and

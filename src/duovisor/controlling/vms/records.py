@@ -98,7 +98,8 @@ class VmStatus(Model):
     ``addresses`` are those of its cards, where they are known.
 
     ``restart_needed``: the definition was changed since the VM started. ``full_disks``: it stands still until
-    there is room on the host for what its guest writes to these.
+    there is room on the host for what its guest writes to these. ``memory_note``: what is to be known of
+    memory that came while it ran; empty when its guest has taken all of it.
     """
 
     state: State
@@ -114,6 +115,7 @@ class VmStatus(Model):
     addresses: tuple[CardAddress, ...] = ()
     faults: tuple[Fault, ...] = ()
     full_disks: tuple[str, ...] = ()
+    memory_note: str = ""
     action: str = ""
     restart_needed: bool = False
 
@@ -168,6 +170,7 @@ class EventKind(StrEnum):
     FORMAT_RECOVERED = "format-recovered"
     LIMITED = "limited"
     PROCESSORS_SET = "processors-set"
+    MEMORY_SET = "memory-set"
     DEVICE_ATTACHED = "device-attached"
     DEVICE_DETACHED = "device-detached"
     DEVICE_GONE = "device-gone"

@@ -46,6 +46,7 @@ def build_active_status(machine: Machine, run: RunDocument, record: VmRecord, ac
         addresses=list_addresses(description.spec),
         faults=run.faults,
         full_disks=machine.current.full,
+        memory_note=machine.memory_note,
         action=action,
         restart_needed=description.spec.without_places() != record.spec,
     )

@@ -1,8 +1,7 @@
-"""Machine type, processors and memory."""
+"""Machine type and processors."""
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -64,15 +63,3 @@ def build_processor(model: CpuModel, accelerator: Accelerator) -> str:
         return f"{MODELS[model]}{lacks},enforce=on"
     # la57 off: five-level page tables would cost every emulated page walk a level more
     return "host" if accelerator is Accelerator.KVM else "max,la57=off"
-
-
-def build_memory(memory_mib: int, memory_file: str) -> list[str]:
-    """Guest memory: file-backed and shared in both designs, so that a driver or a successor can map it."""
-    backend = {
-        "qom-type": "memory-backend-file",
-        "id": "ram",
-        "size": memory_mib << 20,
-        "mem-path": memory_file,
-        "share": True,
-    }
-    return ["-m", f"{memory_mib}M", "-object", json.dumps(backend)]

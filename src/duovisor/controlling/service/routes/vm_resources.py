@@ -33,10 +33,25 @@ class Processors(ApiModel):
     cpus: Annotated[int, Field(ge=1, le=255)]
 
 
+class Memory(ApiModel):
+    """How much memory the guest is to have; running, up to `memory_max_mib`, and no less than it has.
+
+    `"4G"` or MiB; more comes in multiples of 128 MiB.
+    """
+
+    memory_mib: MemoryMib
+
+
 @router.post("/{name}/set-cpus", summary="Give a VM more processors: at once, also under its guest")
 async def set_cpus(service: ServiceDep, who: Administrator, name: Name, wanted: Processors) -> VmView:
     change = functools.partial(service.manager.set_cpus, name, wanted.cpus)
     return await change_vm(service, who, name, "set-cpus", change)
+
+
+@router.post("/{name}/set-memory", summary="Give a VM more memory: at once, also under its guest")
+async def set_memory(service: ServiceDep, who: Administrator, name: Name, wanted: Memory) -> VmView:
+    change = functools.partial(service.manager.set_memory, name, wanted.memory_mib)
+    return await change_vm(service, who, name, "set-memory", change)
 
 
 @router.post(
