@@ -30,6 +30,7 @@ from bench.kill_inspection import find_disagreements, find_running
 from bench.kill_ledger import Ledger
 from bench.kill_network_clients import NetworkClient, delete_networks, find_network_faults, read_networks
 from bench.service_process import ServiceEndedError, ServiceProcess, find_processes, list_vms, write_json
+from tests.contract.driver_partition.waiting import find_waiting
 from tests.networks import enter_network, why_no_namespace
 
 from duovisor.client.errors import ApiError
@@ -169,6 +170,7 @@ class Trial:
             vms = list_vms(connection)
             networks = read_networks(connection)
             own_pids = {self._service.pid, *read_children(self._service.pid)}  # with the partition factory
+            own_pids |= {pid for child in tuple(own_pids) for pid in find_waiting(child)}
             own_pids |= {each["server_pid"] for each in networks.values()}
             found = find_disagreements(self._service.directories, vms, own_pids)
             found += find_network_faults(networks)

@@ -25,6 +25,7 @@ from tests.unit.hardware.fake_qemu import as_output, build_answers, write_script
 from tests.vm.conftest import find_processes
 
 from duovisor.controlling.disk_files import open_disk
+from duovisor.controlling.partitions.factory import WAITING_TITLE
 from duovisor.hardware.kvm import KvmState
 from duovisor.spec.vm import DiskSpec
 
@@ -94,8 +95,9 @@ class Host:
         if self.user:
             folder = f"duovisor-{self.user}-{zlib.crc32(bytes(self.root / 'runtime')):08x}"
             left += [str(path) for path in Path("/dev/shm").glob(folder)]
-        # what driver partitions are forked from stays with the service
-        return left + [each for each in find_processes(self.root) if "drivers.factory" not in each]
+        # what driver partitions are forked from stays with the service, and those that are nobody's yet
+        ours = ("drivers.factory", WAITING_TITLE)
+        return left + [each for each in find_processes(self.root) if not any(words in each for words in ours)]
 
     def refuse(self, *arguments: str | Path, exit_code: int) -> str:
         """Run a command that must fail with this code and one line of error; nothing may be left."""

@@ -27,7 +27,7 @@ from duovisor.controlling.plugging.memory import look_at_memory
 from duovisor.controlling.plugging.plug import conclude
 from duovisor.controlling.resources.vm_group import VmGroup, find_vm_group, open_vm_group
 from duovisor.controlling.snapshots.loading import loading, open_state
-from duovisor.controlling.supervision.factories import Factories
+from duovisor.controlling.supervision.factories import WAITING_AFTER_S, Factories
 from duovisor.controlling.supervision.records import DriverEvent, DriverEventKind, ignore_driver_events
 from duovisor.controlling.vmm_choice import VmmDecision
 from duovisor.hardware.accelerator import AcceleratorDecision
@@ -164,6 +164,7 @@ class Machine:
             spares_after_s = 0.0 if saved is None else SPARES_AFTER_S
             await machine._settle(adopted=False, spares_after_s=spares_after_s)
             factories.prepare_vmm(spares_after_s)
+            factories.prepare_partitions(spares_after_s + WAITING_AFTER_S)
         except BaseException:
             await machine.clean_up()
             raise

@@ -1,7 +1,8 @@
 """The owner of a partition that attacks, as a process of its own: any user can be it.
 
-Started with a folder and the path of the victim; prints one JSON object: what the partition looks like from
-outside (``/proc``), and what came of its attacks.
+Started with a folder, the path of the victim, and ``waited`` or ``forked``: whether the partition waited
+before it was the victim's. Prints one JSON object: what the partition looks like from outside (``/proc``),
+and what came of its attacks.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import Any
 
 from duovisor.channel.page import create_page
 from duovisor.controlling.partitions.errors import PartitionRefusedError
-from duovisor.controlling.partitions.factory import PartitionFactory
+from duovisor.controlling.partitions.factory import WAITING_TITLE, PartitionFactory
 from duovisor.controlling.partitions.limits import build_limits
+from duovisor.process_identity import read_children
 
 HERE = str(Path(__file__).parent)
 MAIN = f"import sys; sys.path.insert(0, {HERE!r}); from attack_driver import main; main()"
@@ -47,6 +49,14 @@ def read_lines(path: Path) -> list[str]:
     return path.read_text().splitlines()
 
 
+def waits(pid: int) -> bool:
+    """Whether a process is a partition that waits."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().startswith(WAITING_TITLE)
+    except OSError:
+        return False
+
+
 def take_descriptor(pid: int) -> str:
     """Whether the owner can get at a descriptor of the partition: pidfd_getfd(2)."""
     pidfd = os.pidfd_open(pid)
@@ -56,14 +66,19 @@ def take_descriptor(pid: int) -> str:
     return "taken" if taken >= 0 else os.strerror(ctypes.get_errno())
 
 
-async def be_attacked(folder: Path, victim: str) -> dict[str, Any]:
+async def be_attacked(folder: Path, victim: str, how: str) -> dict[str, Any]:
     """Make a partition, look at it, let it attack."""
     factory = await PartitionFactory.start(log=folder / "factory.log", end_with_owner=True, main=MAIN)
     try:
+        if how == "waited":
+            factory.keep(1)
+            while not any(map(waits, children := read_children(factory.process.pid))):
+                await asyncio.sleep(0.01)
         partition = await factory.create(
             name="vm/disk0", uid=VM_UID, gid=VM_UID, log=folder / "disk0.log", limits=build_limits(MEMORY_MIB)
         )
         pid = partition.process.pid
+        assert how != "waited" or pid in children
         found = {"partition": look(pid), "taken": take_descriptor(pid)}
         found["host"] = {"namespaces": {name: os.readlink(f"/proc/self/ns/{name}") for name in NAMESPACES}}
         results = os.open(folder / "results", os.O_RDWR | os.O_CREAT)
@@ -83,4 +98,4 @@ async def be_attacked(folder: Path, victim: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(be_attacked(Path(sys.argv[1]), sys.argv[2]))))
+    print(json.dumps(asyncio.run(be_attacked(Path(sys.argv[1]), *sys.argv[2:]))))

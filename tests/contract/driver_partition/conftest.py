@@ -36,10 +36,11 @@ async def factory(folder: Path) -> AsyncIterator[PartitionFactory]:
     assert (folder / "factory.log").read_text() == ""
 
 
-@pytest.fixture(scope="session", params=["root", "stranger"])
+@pytest.fixture(scope="session", params=["root-forked", "root-waited", "stranger-forked", "stranger-waited"])
 def attack(request: pytest.FixtureRequest) -> Iterator[tuple[dict[str, Any], bool]]:
     """What an attacking partition looked like and what came of it; whether its owner was root."""
-    as_root = request.param == "root"
+    owner, _, how = request.param.partition("-")
+    as_root = owner == "root"
     if as_root and not ROOT:
         pytest.skip("needs root")
     user = STRANGER if ROOT and not as_root else None
@@ -50,7 +51,7 @@ def attack(request: pytest.FixtureRequest) -> Iterator[tuple[dict[str, Any], boo
         victim = path / "victim"
         victim.write_text("as it was")
         victim.chmod(0o666)
-        done = run_python(python, user, str(OWNER), name, str(victim))
+        done = run_python(python, user, str(OWNER), name, str(victim), how)
         assert done.returncode == 0, done.stderr
         assert victim.read_text() == "as it was"
         yield json.loads(done.stdout), as_root

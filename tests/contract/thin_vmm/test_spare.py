@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.contract.driver_partition.waiting import find_waiting as find_waiting_partitions
+from tests.contract.driver_partition.waiting import wait_waiting
 from tests.contract.thin_vmm.lab import find_gaps
 
 from duovisor.controlling import machine
+from duovisor.controlling.supervision.factories import WAITING
 from duovisor.hypervisor import thin_spare
 from duovisor.hypervisor.errors import VmmStartError
 from duovisor.process_identity import read_children
@@ -55,6 +58,36 @@ async def test_the_one_that_waits_becomes_the_next_vmm(lab: Lab) -> None:
         assert read_vmm_pids(manager) == (pid, watched)
         said = await lab.wait_more(manager)
         assert find_gaps(said[-50:]) == 0
+
+
+async def test_partitions_that_wait_become_the_next_vms_drivers(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "WAITING_AFTER_S", 3600.0)  # then they come when the test wants them
+    async with lab.managed() as manager:
+        await lab.define(manager)
+        await manager.start("vm")
+        factories = manager._host._factories
+        factory = await factories.get()
+        devices = manager._host.active[0].machine.devices
+        async with asyncio.timeout(60):
+            while any(device.describe().spare_pid is None for device in devices.values()):
+                await asyncio.sleep(0.02)
+        assert find_waiting_partitions(factory.process.pid) == []
+        await manager.stop("vm")
+        factories.prepare_partitions(0.0)
+        waiting = await wait_waiting(factory, WAITING)
+        await manager.start("vm")
+        serving = {device.describe().pid for device in manager._host.active[0].machine.devices.values()}
+        assert len(serving) == 2
+        assert serving < set(waiting)
+        assert find_gaps((await lab.wait_more(manager))[-50:]) == 0
+        pidfds = [os.pidfd_open(pid) for pid in find_waiting_partitions(factory.process.pid)]
+    for pidfd in pidfds:  # with the service they are gone
+        assert select.select([pidfd], [], [], 0)[0]
+        os.close(pidfd)
+    async with lab.managed() as manager:
+        assert find_gaps((await lab.wait_more(manager))[-50:]) == 0
 
 
 async def test_a_restored_guest_answers_before_spares_are_started(

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.contract.driver_partition.waiting import find_waiting
 from tests.unit.killing import NEVER, KillTrials, Steps
 from tests.unit.vms.fake_host import (
     build_capabilities,
@@ -51,12 +52,12 @@ SETTLE_STEPS, SETTLE_STEP_S = 200, 0.025
 
 
 def find_own_factories() -> set[int]:
-    """The processes that this one forks driver partitions from."""
+    """The processes that this one forks driver partitions from, and those partitions that wait."""
     found = set()
     for pid in read_children(os.getpid()):
         with suppress(FileNotFoundError, ProcessLookupError):
             if b"drivers.factory" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.add(pid)
+                found |= {pid, *find_waiting(pid)}
     return found
 
 

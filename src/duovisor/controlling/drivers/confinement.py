@@ -75,11 +75,21 @@ def confine(confinement: Confinement, birth: int, log: int, *, as_root: bool) ->
 
     Runs in the first process of the new namespaces. What is called first needs what is given up later.
     """
-    _keep_descriptors(birth, log)
+    enclose(birth, log)
+    surrender(confinement, as_root=as_root)
+
+
+def enclose(birth: int, log: int) -> None:
+    """The part that is the same for everybody: no other descriptor, nothing in sight; raises ``OSError``."""
+    keep_descriptors(birth, log)
     os.setsid()
     os.umask(0o077)
     socket.sethostname(HOST_NAME)
     _enter_empty_root()
+
+
+def surrender(confinement: Confinement, *, as_root: bool) -> None:
+    """Then limits, identity, capabilities and system calls; raises ``OSError``."""
     _set_limits(confinement)
     system.drop_bounding_set()
     if as_root:
@@ -100,7 +110,8 @@ def reset_signals() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _keep_descriptors(birth: int, log: int) -> None:
+def keep_descriptors(birth: int, log: int) -> None:
+    """Close all but these, which become ``BIRTH`` and ``LOG``."""
     spare = [os.dup(birth), os.dup(log)]  # neither may be overwritten before it was copied
     os.dup2(spare[0], BIRTH)
     os.dup2(spare[1], 1)

@@ -6,8 +6,10 @@ The factory has one thread, opens nothing for anybody and does what its owner sa
     owner   → {"do": "create", "id": n, "title": …, "uid": …, "gid": …, "limits": {…}}  + birth socket, log
     factory → {"reply": "create", "id": n, "ok": true, "pid": …, "start_ticks": …}      + pidfd
               {"event": "ended", "pid": …, "status": …}         as os.waitstatus_to_exitcode() tells it
+    owner   → {"do": "keep", "count": n, "title": …}            so many partitions wait for an order, once
 
-When the owner is gone it ends, with ``--end-with-owner`` after killing every partition it made.
+One that waits is given to the next order, and nothing is forked then (``waiting.py``). When the owner is gone
+it ends, and those that wait; with ``--end-with-owner`` after killing every partition it made.
 """
 
 from __future__ import annotations
@@ -23,20 +25,22 @@ import sys
 import traceback
 
 from duovisor.controlling.drivers import system_calls as system
-from duovisor.controlling.drivers.confinement import Confinement, leave_namespaces, reset_signals
+from duovisor.controlling.drivers.confinement import confine, leave_namespaces, reset_signals
 from duovisor.controlling.drivers.control import Packet, receive_packet, send_packet
 from duovisor.controlling.drivers.errors import DriverError
 from duovisor.controlling.drivers.library import preload, preload_encryption
-from duovisor.controlling.drivers.partition_main import Birth, run_partition
+from duovisor.controlling.drivers.partition_main import run_partition
 from duovisor.controlling.drivers.registry import DRIVERS
+from duovisor.controlling.drivers.waiting import Order, wait_for_order
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from duovisor.controlling.drivers.registry import CreateDevice
 
-_LIMITS = ("address_space_bytes", "data_bytes", "open_files", "threads")
+WAITING_MAX = 8
 
 
 class Factory:
@@ -52,6 +56,12 @@ class Factory:
         self._code = code
         self._command_line = system.CommandLine()
         self._children: dict[int, int] = {}  # pidfd → pid
+        self._waiting: dict[
+            int, socket.socket
+        ] = {}  # those that are nobody's: pidfd → where their order goes
+        self._missing = 0
+        self._waiting_title = ""
+        self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._epoll = select.epoll()
         self._epoll.register(control, select.EPOLLIN)
 
@@ -61,16 +71,20 @@ class Factory:
         self._tell({"event": "ready"})
         try:
             while True:
-                for descriptor, _ in self._epoll.poll():
+                events = self._epoll.poll(0 if self._missing else None)
+                for descriptor, _ in events:
                     if descriptor in self._children:
                         self._reap(descriptor)
                     else:
                         self._obey()
+                if self._missing and not events:  # orders go first
+                    self._prepare()
         except EOFError:
             pass
-        if self._end_with_owner:
-            for pidfd in self._children:
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        for pidfd in self._children if self._end_with_owner else self._waiting:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        for pidfd in self._waiting:  # nobody else knows of them
+            os.waitpid(self._children[pidfd], 0)
 
     def _tell(self, message: dict[str, Any], *descriptors: int) -> None:
         """Wait for an owner that is slow to read: it must learn of every end."""
@@ -88,48 +102,93 @@ class Factory:
         self._epoll.unregister(pidfd)
         os.close(pidfd)
         _, status = os.waitpid(pid, 0)
+        if pidfd in self._waiting:
+            self._waiting.pop(pidfd).close()
+            return
         self._tell({"event": "ended", "pid": pid, "status": os.waitstatus_to_exitcode(status)})
 
     def _obey(self) -> None:
         packet = receive_packet(self._control)
         if packet is None:
             return
+        if packet.message.get("do") == "keep":
+            self._keep(packet)
+            return
         answer = {"reply": packet.message.get("do"), "id": packet.message.get("id"), "ok": True}
         try:
-            pid = self._create(packet)
+            pidfd = self._create(packet)
         except (DriverError, OSError) as error:
             self._tell({**answer, "ok": False, "message": describe(error)})
             return
         finally:
             packet.close()
-        pidfd = os.pidfd_open(pid)
-        self._children[pidfd] = pid
-        self._epoll.register(pidfd, select.EPOLLIN)
+        pid = self._children[pidfd]
         self._tell({**answer, "pid": pid, "start_ticks": read_start_ticks(pid)}, pidfd)
 
     def _create(self, packet: Packet) -> int:
-        """Fork a partition and return its number on the host."""
-        order = packet.message
-        try:
-            birth, log = packet.descriptors
-            limits = {name: int(order["limits"][name]) for name in _LIMITS}
-            confinement = Confinement(int(order["uid"]), int(order["gid"]), **limits)
-            title = str(order["title"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise DriverError(f"an order to create is not understood: {error!r}") from error
+        """A partition for this order; returns its pidfd."""
+        order = Order(packet.message)
+        if len(packet.descriptors) != 2:
+            raise DriverError(f"an order to create came with {len(packet.descriptors)} descriptors")
+        while self._waiting:
+            pidfd, orders = self._waiting.popitem()
+            with orders:
+                try:
+                    send_packet(orders, packet.message, packet.descriptors)
+                    return pidfd
+                except OSError:
+                    continue  # it has just ended
+        birth, log = packet.descriptors
+
+        def become() -> None:
+            confine(order.confinement, birth, log, as_root=self._as_root)
+
+        return self._fork(become, order.title)
+
+    def _keep(self, packet: Packet) -> None:
+        """Have so many wait, once: those that are given away are not replaced."""
+        packet.close()
+        count = packet.message.get("count")
+        if isinstance(count, int):
+            count = max(0, min(count, WAITING_MAX))
+            self._waiting_title = str(packet.message.get("title", ""))
+            self._missing = max(0, count - len(self._waiting))
+            for pidfd in list(self._waiting)[count:]:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+    def _prepare(self) -> None:
+        """One more that waits."""
+        self._missing -= 1
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+        def become() -> None:
+            wait_for_order(theirs.fileno(), self._null, self._command_line, as_root=self._as_root)
+
+        with theirs:
+            try:
+                self._waiting[self._fork(become, self._waiting_title)] = ours
+            except (DriverError, OSError):
+                self._missing = 0  # whoever orders one is told why
+                ours.close()
+
+    def _fork(self, become: Callable[[], None], title: str) -> int:
+        """A new process that becomes a partition; returns its pidfd."""
         result, told = os.pipe()
         middle = os.fork()
         if not middle:
-            self._make_partition(told, Birth(confinement, birth, log, self._as_root, self._code), title)
+            self._make_partition(told, become, title)
         os.close(told)
         os.waitpid(middle, 0)
         with open(result) as file:  # its end is there: the partition closes all it inherits
             said = file.read()
         if not said.isdigit():
             raise DriverError(f"a partition cannot be made: {said or 'its parent was killed'}")
-        return int(said)
+        pidfd = os.pidfd_open(int(said))
+        self._children[pidfd] = int(said)
+        self._epoll.register(pidfd, select.EPOLLIN)
+        return pidfd
 
-    def _make_partition(self, told: int, birth: Birth, title: str) -> None:
+    def _make_partition(self, told: int, become: Callable[[], None], title: str) -> None:
         """In a child of the factory: become the parent of the new namespaces' first process, and end."""
         try:
             leave_namespaces()
@@ -138,7 +197,7 @@ class Factory:
                 os.close(told)
                 reset_signals()
                 self._command_line.overwrite(title)
-                run_partition(birth, self._drivers)
+                run_partition(become, self._drivers, self._code)
             os.write(told, str(pid).encode())
         except OSError as error:
             os.write(told, describe(error).encode())

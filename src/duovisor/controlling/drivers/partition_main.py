@@ -26,7 +26,7 @@ from duovisor.controlling.drivers import system_calls
 from duovisor.controlling.drivers.block import SWITCH_INTERVAL_S
 from duovisor.controlling.drivers.block_protocol import BlockProtocol
 from duovisor.controlling.drivers.bounded_log import print_to
-from duovisor.controlling.drivers.confinement import BIRTH, LOG, confine
+from duovisor.controlling.drivers.confinement import BIRTH, LOG
 from duovisor.controlling.drivers.control_server import ControlServer
 from duovisor.controlling.drivers.errors import DriverError
 from duovisor.controlling.drivers.net_device import NetDevice
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     from duovisor.channel.device import VirtioDevice
-    from duovisor.controlling.drivers.confinement import Confinement
     from duovisor.controlling.drivers.control import Packet
     from duovisor.controlling.drivers.registry import CreateDevice
 
@@ -59,28 +58,15 @@ class Role(StrEnum):
     SPARE = "spare"
 
 
-class Birth:
-    """What the factory gives a partition: whom it shall be, and its descriptors for birth and log."""
-
-    __slots__ = ("as_root", "birth", "code", "confinement", "log")
-
-    def __init__(self, confinement: Confinement, birth: int, log: int, as_root: bool, code: str) -> None:
-        self.confinement = confinement
-        self.birth = birth
-        self.log = log
-        self.as_root = as_root
-        self.code = code
-
-
-def run_partition(birth: Birth, drivers: dict[str, CreateDevice]) -> NoReturn:
-    """Confine this process, and serve until the end of it."""
+def run_partition(become: Callable[[], None], drivers: dict[str, CreateDevice], code: str) -> NoReturn:
+    """Confine this process, which ``become`` does, and serve until the end of it."""
     status = EXIT_FAILED
     try:
         system_calls.set_name("driver")
-        confine(birth.confinement, birth.birth, birth.log, as_root=birth.as_root)
+        become()
         print_to(LOG)
         gc.enable()
-        status = Partition(socket.socket(fileno=BIRTH), drivers, birth.code).run()
+        status = Partition(socket.socket(fileno=BIRTH), drivers, code).run()
     except BaseException as error:  # nothing may go back to the factory's code
         traceback.print_exc()
         say("partition", f"{type(error).__name__}: {error}")

@@ -33,6 +33,7 @@ _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 
 _CAPABILITIES_MAX = 64  # bits of the sets in /proc/PID/status
 _CAPABILITY_VERSION_3 = 0x20080522
+_CAP_SETGID, _CAP_SETUID, _CAP_SETPCAP = 6, 7, 8  # linux/capability.h
 _SYS_PIVOT_ROOT, _SYS_CAPSET = 155, 126  # x86-64
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -95,8 +96,19 @@ def drop_bounding_set() -> None:
 def drop_capabilities() -> None:
     """Give up every capability of this process, ambient ones too."""
     _prctl("ambient capabilities", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+    _set_capabilities(0)
+
+
+def keep_becoming_another() -> None:
+    """Give up every capability but those that taking on another uid and ``drop_bounding_set`` need."""
+    _prctl("ambient capabilities", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+    _set_capabilities(1 << _CAP_SETGID | 1 << _CAP_SETUID | 1 << _CAP_SETPCAP)
+
+
+def _set_capabilities(kept: int) -> None:
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    _check(_libc.syscall(ctypes.c_long(_SYS_CAPSET), header, (ctypes.c_uint32 * 6)()), "capset")
+    sets = (ctypes.c_uint32 * 6)(kept, kept)  # effective, permitted, inheritable, each up to bit 31
+    _check(_libc.syscall(ctypes.c_long(_SYS_CAPSET), header, sets), "capset")
 
 
 def forbid_new_privileges() -> None:

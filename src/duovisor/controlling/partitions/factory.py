@@ -7,6 +7,7 @@ newer code one starts a new factory.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from dataclasses import asdict
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from duovisor.controlling.partitions.limits import PartitionLimits
 
+TITLE, WAITING_TITLE = "duovisor-partition", "duovisor-partition waits"
 MAIN = "from duovisor.controlling.drivers.factory import main; main()"
 START_TIMEOUT_S = 10.0
 REMEDY = "this user must be allowed to make user namespaces; or run the service as root"
@@ -139,7 +141,7 @@ class PartitionFactory:
         ``name`` is shown by ``ps`` and in errors; ``uid`` and ``gid`` count when root owns the factory.
         Raises ``PartitionError``, with everything undone.
         """
-        argv = ("duovisor-partition", name, str(log))
+        argv = (TITLE, name, str(log))
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         order = {"uid": uid, "gid": gid, "limits": asdict(limits), "title": " ".join(argv)}
         with theirs:
@@ -161,6 +163,13 @@ class PartitionFactory:
                 raise PartitionError(f"partition {name} did not start: {running.last_words()}") from error
             raise
         return partition
+
+    def keep(self, count: int) -> None:
+        """Have it make partitions beforehand, until so many wait; those given away are not replaced."""
+        with contextlib.suppress(OSError):  # it has ended, or is busy: the next ones are born when needed
+            if not self._ended:
+                title = f"{WAITING_TITLE} {self.process.log}"
+                send_packet(self._control, {"do": "keep", "count": count, "title": title})
 
     async def close(self) -> None:
         """End the factory, and its partitions if they are to end with their owner."""

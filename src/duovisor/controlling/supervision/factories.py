@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from duovisor.hypervisor.plan import LaunchPlan
     from duovisor.sandbox import SandboxTools
 
+WAITING, WAITING_AFTER_S = 4, 3.0  # disk, console, card and one more; the spares of a start come before
 _NUMBERS = itertools.count()
 
 
@@ -46,6 +47,7 @@ class Factories:
         self._vmm: Spare | None = None
         self._vmm_kind: SpareKind | None = None
         self._later: asyncio.TimerHandle | None = None
+        self._keeping: asyncio.TimerHandle | None = None
 
     async def get(self, modules: Modules = Modules.USUAL) -> PartitionFactory:
         """The factory of drivers that need these modules. Raises ``PartitionError``."""
@@ -65,6 +67,7 @@ class Factories:
             elif current.code != code:
                 fresh = await self._start(modules)
                 self._replaced[modules, current.code] = current
+                current.keep(0)
                 current = self._current[modules] = fresh
             return current
 
@@ -94,10 +97,23 @@ class Factories:
         elif self._vmm is None and self._vmm_kind is not None:
             self._vmm = Spare(self._vmm_kind, self._name_log("vmm"))
 
+    def prepare_partitions(self, after_s: float) -> None:
+        """So many seconds from now, have partitions wait for the next VM, where there were any before."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+
+        def keep() -> None:
+            current = self._current.get(Modules.USUAL)
+            if current is not None:
+                current.keep(WAITING)
+
+        self._keeping = asyncio.get_running_loop().call_later(after_s, keep)
+
     async def close(self) -> None:
         """End the factories; their partitions live on unless they end with their owner."""
-        if self._later is not None:
-            self._later.cancel()
+        for timer in (self._later, self._keeping):
+            if timer is not None:
+                timer.cancel()
         if self._vmm is not None:
             self._vmm.discard()
             self._vmm = None
