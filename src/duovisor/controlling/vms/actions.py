@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from duovisor.controlling.vms.boot import read_boot_id
 from duovisor.controlling.vms.definitions import Definitions
@@ -12,7 +12,6 @@ from duovisor.controlling.vms.host_vms import HostVms
 from duovisor.controlling.vms.records import EventKind, VmEvent, VmView
 from duovisor.controlling.vms.runs import Runs
 from duovisor.controlling.vms.status import build_active_status, build_resting_status
-from duovisor.hardware.capabilities import read_capabilities
 from duovisor.hypervisor.errors import WrongStateError
 
 if TYPE_CHECKING:
@@ -26,26 +25,25 @@ if TYPE_CHECKING:
     from duovisor.hardware.capabilities import HostCapabilities
 
 
+class Given(NamedTuple):
+    """What a manager is made with; see ``VmManager``."""
+
+    store: Store
+    directories: Directories
+    emit: Callable[[VmEvent], None]
+    lend: Lend
+    capabilities: Callable[[], HostCapabilities]
+
+
 class VmActions:
     """The base of the manager."""
 
-    def __init__(
-        self,
-        store: Store,
-        directories: Directories,
-        emit: Callable[[VmEvent], None],
-        lend: Lend,
-        capabilities: Callable[[], HostCapabilities] | None,
-    ) -> None:
-        self._store = store
-        self._directories = directories
-        self._emit = emit
-        self._lend = lend
-        self._capabilities = capabilities or (lambda: read_capabilities(directories.cache))
+    def __init__(self, given: Given) -> None:
+        self._store, self._directories, self._emit, self._lend, self._capabilities = given
         self._boot_id = read_boot_id()
-        self._definitions = Definitions(store)
-        self._runs = Runs(store)
-        self._host = HostVms(self._runs, directories, self._boot_id, emit, self._capabilities)
+        self._definitions = Definitions(given.store)
+        self._runs = Runs(given.store)
+        self._host = HostVms(self._runs, given.directories, self._boot_id, given.emit, given.capabilities)
         self._actions: dict[str, str] = {}
 
     @contextmanager

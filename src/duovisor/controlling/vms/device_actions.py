@@ -7,33 +7,21 @@ from typing import TYPE_CHECKING
 from duovisor.controlling.vms.actions import VmActions
 from duovisor.controlling.vms.limits import Limits
 from duovisor.controlling.vms.plugging import UNPLUG_TIMEOUT_S, Plugging
-from duovisor.controlling.vms.records import VmEvent, ignore_progress
+from duovisor.controlling.vms.records import ignore_progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from duovisor.controlling.store.interface import Store
+    from duovisor.controlling.vms.actions import Given
     from duovisor.controlling.vms.records import Progress, VmView
-    from duovisor.controlling.vms.volumes import Lend
-    from duovisor.directories import Directories
-    from duovisor.hardware.capabilities import HostCapabilities
     from duovisor.spec.vm import DiskSpec, NicSpec
 
 
 class DeviceActions(VmActions):
     """A part of the manager."""
 
-    def __init__(
-        self,
-        store: Store,
-        directories: Directories,
-        emit: Callable[[VmEvent], None],
-        lend: Lend,
-        capabilities: Callable[[], HostCapabilities] | None,
-    ) -> None:
-        super().__init__(store, directories, emit, lend, capabilities)
+    def __init__(self, given: Given) -> None:
+        super().__init__(given)
         self._limits = Limits(self._definitions, self._host, self._tell)
-        self._plugging = Plugging(self._definitions, self._host, lend, self._tell)
+        self._plugging = Plugging(self._definitions, self._host, given.lend, self._tell)
 
     async def attach(
         self, name: str, device: DiskSpec | NicSpec, progress: Progress = ignore_progress

@@ -10,35 +10,24 @@ from duovisor.controlling.vms import media
 from duovisor.controlling.vms.actions import VmActions, not_running
 from duovisor.controlling.vms.errors import GraphicsMissingError
 from duovisor.controlling.vms.guests import Guests
-from duovisor.controlling.vms.records import EventKind, VmEvent, ignore_progress
+from duovisor.controlling.vms.records import EventKind, ignore_progress
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
 
     from duovisor.controlling.agent.answers import GuestInfo
     from duovisor.controlling.console import Console
-    from duovisor.controlling.store.interface import Store
+    from duovisor.controlling.vms.actions import Given
     from duovisor.controlling.vms.active import ActiveVm
     from duovisor.controlling.vms.records import Progress
-    from duovisor.controlling.vms.volumes import Lend
-    from duovisor.directories import Directories
-    from duovisor.hardware.capabilities import HostCapabilities
     from duovisor.spec.cdrom import CdromSpec
 
 
 class InsideActions(VmActions):
     """A part of the manager."""
 
-    def __init__(
-        self,
-        store: Store,
-        directories: Directories,
-        emit: Callable[[VmEvent], None],
-        lend: Lend,
-        capabilities: Callable[[], HostCapabilities] | None,
-    ) -> None:
-        super().__init__(store, directories, emit, lend, capabilities)
+    def __init__(self, given: Given) -> None:
+        super().__init__(given)
         self._guests = Guests(self._tell)
 
     async def read_guest(self, name: str) -> GuestInfo:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from duovisor.controlling.anatomy import read_anatomy
 from duovisor.controlling.console_log import read_console_log, remove_console_log
 from duovisor.controlling.run_folder import remove_folder
+from duovisor.controlling.vms.actions import Given
 from duovisor.controlling.vms.autostart import run_autostart
 from duovisor.controlling.vms.definitions import check_revision
 from duovisor.controlling.vms.documents import Intent
@@ -32,6 +33,7 @@ from duovisor.controlling.vms.records import (
 from duovisor.controlling.vms.recovery import Recovery
 from duovisor.controlling.vms.snapshots import Snapshots
 from duovisor.controlling.vms.volumes import check_definition, find_disk, grow_disk, lend_none
+from duovisor.hardware.capabilities import read_capabilities
 from duovisor.hypervisor.lifecycle import State
 
 if TYPE_CHECKING:
@@ -72,7 +74,8 @@ class VmManager(MemoryActions):
         *,
         capabilities: Callable[[], HostCapabilities] | None = None,
     ) -> None:
-        super().__init__(store, directories, emit, lend, capabilities)
+        capabilities = capabilities or (lambda: read_capabilities(directories.cache))
+        super().__init__(Given(store, directories, emit, lend, capabilities))
         self._moves = Moves(self._definitions, self._host, self._tell)
         self._snapshots = Snapshots(directories, self._host, lend, self._tell)
         self._starts = asyncio.Semaphore(STARTS_PER_CPU * (os.cpu_count() or 1))

@@ -17,13 +17,11 @@ from duovisor.controlling.vms.records import EventKind
 from duovisor.spec.vm import VirtualMachineSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from duovisor.controlling.machine import Machine
-    from duovisor.controlling.store.interface import Store
-    from duovisor.controlling.vms.records import VmEvent, VmView
-    from duovisor.controlling.vms.volumes import Lend
-    from duovisor.directories import Directories
+    from duovisor.controlling.vms.actions import Given
+    from duovisor.controlling.vms.records import VmView
     from duovisor.hardware.capabilities import HostCapabilities
 
 LIMITS = ("cpu_weight", "cpu_limit", "cpu_reservation", "memory_limit_mib")
@@ -32,15 +30,8 @@ LIMITS = ("cpu_weight", "cpu_limit", "cpu_reservation", "memory_limit_mib")
 class ResourceActions(DeviceActions):
     """A part of the manager."""
 
-    def __init__(
-        self,
-        store: Store,
-        directories: Directories,
-        emit: Callable[[VmEvent], None],
-        lend: Lend,
-        capabilities: Callable[[], HostCapabilities] | None,
-    ) -> None:
-        super().__init__(store, directories, emit, lend, capabilities)
+    def __init__(self, given: Given) -> None:
+        super().__init__(given)
         self._starting: dict[str, VirtualMachineSpec] = {}
 
     @contextmanager
