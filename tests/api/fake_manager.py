@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from duovisor.controlling.store.interface import Store
-    from duovisor.controlling.vms.volumes import Lend
+    from duovisor.controlling.vms.volumes import Grow, Lend
     from duovisor.directories import Directories
     from duovisor.spec.cdrom import CdromSpec
     from duovisor.spec.vm import VirtualMachineSpec
@@ -321,7 +321,7 @@ class FakeVmManager:
         self._keep(self._with_record(vm, spec=remove_device(vm.record.spec, device)))
         progress(100, f"{device} detached")
 
-    async def resize_volume(self, volume: str, size_bytes: int) -> None:
+    async def resize_volume(self, volume: str, grow_first: Grow) -> None:
         raise WrongStateError(f"volume {volume} is in use, and not by a VM that names it")
 
     async def replace_driver(self, name: str, device: str, *, latest: bool) -> Replacement:

@@ -1,4 +1,4 @@
-"""``duovisor pool``: the folders in which volumes lie."""
+"""``duovisor pool``: the folders and thin pools in which volumes lie."""
 
 from __future__ import annotations
 
@@ -22,10 +22,13 @@ KINDS = ("directory", "lvm-thin", "nfs")
 
 @click.group()
 def command() -> None:
-    """Make, list and forget pools, the folders in which volumes lie.
+    """Make, list and forget pools, the folders and LVM thin pools in which volumes lie.
 
-    The pool named default is made in the state folder when its first volume is; others are folders that you
-    choose, on whichever disk has the room or the speed.
+    \b
+    The pool named default is made in the state folder with its first volume; others by you:
+      duovisor pool create fast /srv/nvme/duovisor
+      duovisor pool create nas /mnt/nas/duovisor --kind nfs
+      duovisor pool create thin --kind lvm-thin --vg vg0 --thin-pool pool0
     """
 
 
@@ -49,39 +52,61 @@ def show(name: str, as_json: bool) -> None:
 
 @command.command()
 @click.argument("name")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=click.Path(path_type=Path), required=False)
 @click.option(
     "--kind",
+    "--type",
     type=click.Choice(KINDS),
     default="directory",
     show_default=True,
-    help="What the folder lies on.",
+    help="What the pool is.",
 )
+@click.option("--vg", metavar="GROUP", help="With --kind lvm-thin: the volume group.")
+@click.option("--thin-pool", metavar="LV", help="With --kind lvm-thin: the thin pool in it, which is there.")
 @json_option
-def create(name: str, path: Path, kind: str, as_json: bool) -> None:
-    """Make a pool of a folder, which is made too if it is missing.
+def create(
+    name: str, path: Path | None, kind: str, vg: str | None, thin_pool: str | None, as_json: bool
+) -> None:
+    """Make a pool of a folder, which is made too if it is missing, or of an LVM thin pool.
 
     Files that lie there already stay and are no volumes.
 
     With --kind nfs the folder is on NFS, mounted hard, and exported with all_squash. Its volumes are used
-    only while it is mounted and its server answers, and by one host. lvm-thin is not supported.
+    only while it is mounted and its server answers, and by one host.
+
+    With --kind lvm-thin, --vg and --thin-pool take the place of PATH. Volumes are thin logical volumes, raw,
+    with the tag duovisor; nothing else in the group is touched, but that the thin pool is told to fail when
+    it is full (lvchange --errorwhenfull y), which makes VMs stand still until there is room.
     """
-    document = {"name": name, "path": str(path.absolute()), "kind": kind}
+    document = {"name": name, "path": find_place(path, kind, vg, thin_pool), "kind": kind}
     pool = connect().request("POST", "/v1/pools", document).document
     print_result(pool, as_json, lambda: click.echo(f"pool {name} is in {pool['path']}"))
 
 
 @command.command()
 @click.argument("name", shell_complete=complete_pool)
-@click.option("--forget", is_flag=True, help="Forget its volumes too; their files stay in the folder.")
+@click.option("--forget", is_flag=True, help="Forget its volumes too; their files stay.")
 @json_option
 def delete(name: str, forget: bool, as_json: bool) -> None:
-    """Forget a pool that has no volumes; its folder stays."""
+    """Forget a pool that has no volumes; its folder, or thin pool, stays."""
     query = "?forget=true" if forget else ""
     connect().request("DELETE", pool_path(name) + query)
     print_result(
-        {"deleted": name}, as_json, lambda: click.echo(f"pool {name} is forgotten; its folder stays")
+        {"deleted": name}, as_json, lambda: click.echo(f"pool {name} is forgotten; what it lay in stays")
     )
+
+
+def find_place(path: Path | None, kind: str, vg: str | None, thin_pool: str | None) -> str:
+    """Where a new pool is to be, as the API wants it. Raises ``click.UsageError``."""
+    if kind == "lvm-thin":
+        if path is not None or not vg or not thin_pool:
+            raise click.UsageError("--kind lvm-thin needs --vg and --thin-pool, and no PATH")
+        return f"/dev/{vg}/{thin_pool}"
+    if vg or thin_pool:
+        raise click.UsageError("--vg and --thin-pool go with --kind lvm-thin")
+    if path is None:
+        raise click.UsageError("Missing argument 'PATH'.")
+    return str(path.absolute())
 
 
 def pool_path(name: str) -> str:
@@ -118,6 +143,8 @@ def render_pool(pool: dict[str, Any]) -> str:
         "volumes": str(pool["volumes"]),
         "made": format_time(pool["created_at"]),
     }
+    if pool.get("free_metadata") is not None:
+        values["metadata"] = f"{pool['free_metadata']:.0%} free"
     if pool["problem"]:
         values["problem"] = click.style(pool["problem"], fg="red")
     return format_values(values)

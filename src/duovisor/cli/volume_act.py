@@ -37,12 +37,15 @@ def read_size(ctx: click.Context, parameter: click.Parameter, value: str | None)
     required=True,
     help="What a guest sees: 10G, 512M.",
 )
-@click.option("--format", "volume_format", type=click.Choice(FORMATS), default="qcow2", show_default=True)
+@click.option(
+    "--format", "volume_format", type=click.Choice(FORMATS), help="[default: qcow2, or raw in a pool on LVM]"
+)
 @json_option
-def create(volume: str, size_bytes: int, volume_format: str, as_json: bool) -> None:
+def create(volume: str, size_bytes: int, volume_format: str | None, as_json: bool) -> None:
     """Make an empty volume; it takes space only as its guest writes.
 
-    raw is the fastest and can be encrypted; qcow2 can be a linked clone.
+    raw is the fastest and can be encrypted; qcow2 can be a linked clone. In a pool on LVM, all are raw, and
+    as large as whole extents.
     """
     ref = parse_volume(volume)
     document = {"pool": ref.pool, "name": ref.name, "size_bytes": size_bytes, "format": volume_format}
@@ -73,7 +76,8 @@ def clone(source: str, volume: str, linked: bool, volume_format: str | None, as_
     """Copy a volume that no VM writes to, or base a new one on it.
 
     A linked clone is made at once, whatever the size, and stays in need of SOURCE: that cannot be deleted,
-    resized or written to by a VM until its linked clones are gone.
+    resized or written to by a VM until its linked clones are gone. In a pool on LVM it is a snapshot in the
+    same pool, and needs nothing of SOURCE.
     """
     ref = parse_volume(volume)
     document = {"pool": ref.pool, "name": ref.name, "linked": linked, "format": volume_format}

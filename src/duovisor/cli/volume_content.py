@@ -28,7 +28,9 @@ FULL, STEP = 100, 5
     "--format", "image_format", type=click.Choice(FORMATS), help="Of FILE; else its signature tells."
 )
 @click.option(
-    "--to", type=click.Choice(("qcow2", "raw")), help="Of the volume.  [default: raw of raw, or qcow2]"
+    "--to",
+    type=click.Choice(("qcow2", "raw")),
+    help="Of the volume.  [default: raw of raw or on LVM, or qcow2]",
 )
 @click.option("--sha256", help="What FILE must have; checked where it arrives.")
 @click.option("--read-only", is_flag=True, help="Nobody writes to it: for an ISO image, or a template.")
@@ -81,8 +83,8 @@ def download(volume: str, file: Path, force: bool, as_json: bool) -> None:
         raise click.ClickException(f"{file} is there already; --force replaces it")
     client = connect()
     path = volume_path(volume)
-    follow(client, client.request("POST", f"{path}/checksum").document, quiet=as_json)
-    sha256 = client.get(path)["sha256"]
+    computed = follow(client, client.request("POST", f"{path}/checksum").document, quiet=as_json)
+    sha256 = computed["message"].removeprefix("sha256 ")
     with show_transfer(f"download {parse_volume(volume)}", quiet=as_json) as show:
         size_bytes = fetch_file(client, f"{path}/content", file, sha256, show)
     document = {"volume": str(parse_volume(volume)), "file": str(file), "bytes": size_bytes, "sha256": sha256}

@@ -182,5 +182,5 @@ def _share(progress: Progress, number: int, count: int) -> Progress:
     return show
 
 
-async def _refuse_online(volume: str, size_bytes: int) -> None:
+async def _refuse_online(volume: str, _: object) -> None:
     raise VolumeInUseError(f"volume {volume} is in use, though it was just made")

@@ -14,7 +14,7 @@ from duovisor.controlling.errors import DiskFileError
 from duovisor.controlling.formats.chain import read_chain
 from duovisor.controlling.formats.vhdx_log import mend_image
 from duovisor.controlling.key_files import open_key
-from duovisor.hypervisor.qemu.images import ImageFile
+from duovisor.hypervisor.qemu.images import ImageFile, choose_cache
 from duovisor.spec.vm import CacheMode, DiskFormat
 
 if TYPE_CHECKING:
@@ -82,9 +82,9 @@ def open_image_file(disk: DiskSpec, *, lock: bool = True) -> Iterator[OpenDisk]:
     """
     path = Path(disk.path)
     flags = (os.O_RDONLY if disk.read_only else os.O_RDWR) | os.O_CLOEXEC
-    if disk.cache is CacheMode.NONE:
+    is_device = _check_kind(path)
+    if choose_cache(disk, is_block_device=is_device) is CacheMode.NONE:
         flags |= os.O_DIRECT
-    _check_kind(path)
     chain = read_chain(disk.path, disk.format) if disk.format is not DiskFormat.RAW else ()
     try:
         descriptor = os.open(path, flags)
@@ -99,7 +99,7 @@ def open_image_file(disk: DiskSpec, *, lock: bool = True) -> Iterator[OpenDisk]:
             unlock_disk(descriptor)
         if lock and disk.format is DiskFormat.VHDX and not disk.read_only:
             mend_image(disk.path)
-        is_device = stat.S_ISBLK(os.fstat(descriptor).st_mode)
+        is_device = stat.S_ISBLK(os.fstat(descriptor).st_mode)  # of what is open
         yield OpenDisk(
             descriptor, size_bytes, is_device, chain or (ImageFile(disk.path, disk.format, is_device),)
         )
@@ -107,7 +107,8 @@ def open_image_file(disk: DiskSpec, *, lock: bool = True) -> Iterator[OpenDisk]:
         os.close(descriptor)
 
 
-def _check_kind(path: Path) -> None:
+def _check_kind(path: Path) -> bool:
+    """Whether it is a block device."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError as error:
@@ -121,6 +122,7 @@ def _check_kind(path: Path) -> None:
         raise DiskFileError(f"disk image {path} is a directory", remedy="name a file in it")
     if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
         raise DiskFileError(f"disk image {path} is neither a file nor a block device")
+    return stat.S_ISBLK(mode)
 
 
 def _explain_open(disk: DiskSpec, error: OSError) -> DiskFileError:

@@ -54,8 +54,16 @@ def test_what_is_refused_says_why(duovisor: Program, tmp_path: Path) -> None:
     assert "cannot read" in duovisor.refuse("volume", "upload", tmp_path / "none", "a", exit_code=2)
     pool = duovisor.run("pool", "create", "slow", tmp_path / "x" / "y")
     assert "cannot make the folder" in check_refusal(pool, 2)
-    pool = duovisor.run("pool", "create", "thin", "/dev/null", "--kind", "lvm-thin")
-    assert "pools on LVM are not supported" in check_refusal(pool, 2)
+    pool = duovisor.run("pool", "create", "thin", "--kind", "lvm-thin", "--vg", "a/b", "--thin-pool", "c")
+    assert "is no thin pool" in check_refusal(pool, 2)
+    for words, wanted in (
+        (("/y", "--type", "lvm-thin"), "needs --vg and --thin-pool"),
+        (("/y", "--vg", "z"), "go with --kind lvm-thin"),
+        ((), "Missing argument"),
+    ):
+        wrong = duovisor.run("pool", "create", "x", *words)
+        assert wrong.exit_code == 2
+        assert wanted in wrong.errors
 
 
 def test_a_disk_that_is_a_volume() -> None:

@@ -78,7 +78,7 @@ def ref(name: str) -> VolumeRef:
     return VolumeRef.parse(name if "/" in name else f"default/{name}")
 
 
-async def refuse_online(volume: str, size_bytes: int) -> None:
+async def refuse_online(volume: str, _: object) -> None:
     """No VM runs here."""
     raise AssertionError(f"{volume} is not open anywhere")
 

@@ -38,7 +38,7 @@ def disk(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", MAKERS)
 async def test_an_image_is_the_disk_that_it_was_made_of(host: Host, disk: Path, name: str) -> None:
     image = make(MAKERS[name], disk)
-    assert identify(image, None) is ImageFormat(name.partition("-")[0])
+    assert identify(image, None, image.stat().st_size) is ImageFormat(name.partition("-")[0])
     await host.upload("a", image.read_bytes(), Upload(to=VolumeFormat.RAW))
     content, wanted = (host.folder / "a.raw").read_bytes(), disk.read_bytes()
     assert len(content) == len(wanted)
@@ -62,7 +62,7 @@ def test_whose_word_a_vhd_s_size_is(tmp_path: Path, creator: bytes, counts: str)
     path.write_bytes(
         bytes(1024) + (b"conectix" + bytes(20) + creator + bytes(28) + b"\0\0\0\2").ljust(512, b"\0")
     )
-    assert identify(path, None) is ImageFormat.VHD
-    options = find_options(path, ImageFormat.VHD)
+    assert identify(path, None, path.stat().st_size) is ImageFormat.VHD
+    options = find_options(path, ImageFormat.VHD, path.stat().st_size)
     assert options == ({} if counts == "cylinders" else {"force_size_calc": "current_size"})
-    assert find_options(path, ImageFormat.RAW) == {}
+    assert find_options(path, ImageFormat.RAW, path.stat().st_size) == {}

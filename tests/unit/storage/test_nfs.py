@@ -96,8 +96,6 @@ async def test_a_folder_that_is_not_on_nfs_is_refused(storage: Storage, tmp_path
     with pytest.raises(PoolRefusedError, match="is not on NFS"):
         await storage.pools.create("far", str(tmp_path / "far"), PoolKind.NFS)
     assert not (tmp_path / "far").exists()
-    with pytest.raises(PoolRefusedError, match="LVM"):
-        await storage.pools.create("far", str(tmp_path / "far"), PoolKind.LVM_THIN)
     assert await list_pools(storage) == ()
 
 
@@ -143,7 +141,8 @@ async def test_what_is_not_mounted_is_not_written_to(storage: Storage, served: S
     assert sorted(path.name for path in served.behind.iterdir()) == files
     for name in ("c", "b", "a"):
         await storage.delete(ref(f"far/{name}"))
-    assert list(served.behind.iterdir()) == []
+    # FUSE lets go of a file that was open in its own time
+    assert [path for path in served.behind.iterdir() if not path.name.startswith(".fuse_hidden")] == []
 
 
 async def test_a_server_that_is_away_holds_up_nobody(

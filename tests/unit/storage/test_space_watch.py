@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from duovisor.controlling.storage.folder import Folder, Space
+from duovisor.controlling.storage.backend import Space
+from duovisor.controlling.storage.folder import Folder
 from duovisor.controlling.storage.pools import Pools
 from duovisor.controlling.storage.space_watch import LOW_BYTES, SpaceWatch, is_low
 from duovisor.controlling.store.memory import open_memory_store

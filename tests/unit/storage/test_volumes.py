@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from duovisor.controlling.storage.storage import Storage
+    from duovisor.controlling.vms.volumes import Grow
 
 both_formats = pytest.mark.parametrize("volume_format", VolumeFormat)
 
@@ -188,8 +189,8 @@ async def test_a_volume_that_a_vm_has_open(host: Host, storage: Storage) -> None
     await storage.create(ref("a"), MIB, VolumeFormat.RAW)
     asked: list[tuple[str, int]] = []
 
-    async def grow_online(volume: str, size_bytes: int) -> None:
-        asked.append((volume, size_bytes))
+    async def grow_online(volume: str, grow_first: Grow) -> None:
+        asked.append((volume, await grow_first()))
 
     with (host.folder / "a.raw").open("r+b") as file:
         lock_disk(file.fileno(), "a", read_only=False)

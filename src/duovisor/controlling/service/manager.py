@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         RecoveryReport,
         VmView,
     )
+    from duovisor.controlling.vms.volumes import Grow
     from duovisor.spec.cdrom import CdromSpec
     from duovisor.spec.vm import Design, DiskSpec, NicSpec, VirtualMachineSpec
 
@@ -110,7 +111,7 @@ class VmManager(Protocol):
 
     async def detach(self, name: str, device: str, timeout_s: float, progress: Progress) -> None: ...
 
-    async def resize_volume(self, volume: str, size_bytes: int) -> None: ...
+    async def resize_volume(self, volume: str, grow_first: Grow) -> None: ...
 
     async def change_medium(
         self, name: str, drive: int, cdrom: CdromSpec, progress: Progress, *, force: bool

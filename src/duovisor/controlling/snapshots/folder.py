@@ -22,7 +22,7 @@ from duovisor.controlling.snapshots.errors import (
     SnapshotFullError,
     SnapshotNotFoundError,
 )
-from duovisor.controlling.storage.folder import NO_SPACE, sync
+from duovisor.controlling.storage.backend import NO_SPACE, sync
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -20,7 +20,7 @@ from duovisor.controlling.snapshots.copying import copy_content
 from duovisor.controlling.snapshots.documents import Journal
 from duovisor.controlling.snapshots.errors import SnapshotBrokenError, SnapshotRefusedError
 from duovisor.controlling.snapshots.folder import MEMORY, STATE
-from duovisor.controlling.storage.folder import sync
+from duovisor.controlling.storage.backend import sync
 
 if TYPE_CHECKING:
     from duovisor.controlling.snapshots.copying import Follow

@@ -117,7 +117,8 @@ def find_sources(machine: Machine) -> list[Source]:
             for source in found:
                 os.close(source.descriptor)
             raise SnapshotRefusedError(
-                f"{name} of {machine.name} is a block device; only files can be saved", remedy="use a volume"
+                f"{name} of {machine.name} is a block device; only files can be saved",
+                remedy="use a volume of a pool that is a folder",
             )
     return found
 

@@ -37,7 +37,7 @@ class Answers:
         self._timeout_s = timeout_s
         self._asked: dict[str, Question] = {}
 
-    async def ask(self, about: str, question: Callable[[], T]) -> T:
+    async def ask(self, about: str, question: Callable[[], T], timeout_s: float | None = None) -> T:
         """The answer. Raises ``PoolUnavailableError`` when there is none in time, and what the question does.
 
         Who asks while an earlier question waits, waits for that, and not longer than who asked it.
@@ -47,7 +47,9 @@ class Answers:
             asked = self._asked[about] = _ask(about, question)
         answer = asyncio.wrap_future(asked.answer)
         try:
-            await asyncio.wait({answer}, timeout=max(0.0, asked.at + self._timeout_s - time.monotonic()))
+            await asyncio.wait(
+                {answer}, timeout=max(0.0, asked.at + (timeout_s or self._timeout_s) - time.monotonic())
+            )
             if not answer.done():
                 raise PoolUnavailableError(
                     f"{about} does not answer (for {time.monotonic() - asked.at:.0f} s)",

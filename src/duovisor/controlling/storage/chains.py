@@ -32,9 +32,10 @@ async def read_volume_chain(volume: Volume, pools: Pools, volumes: Volumes) -> t
                 f"volume {volume.ref} is based on {CHAIN_MAX} others, which is the most",
                 remedy="make a full clone of it",
             )
-        folder = await pools.folder(current.ref.pool)
-        await asyncio.to_thread(folder.look_at, current.file)
-        expected.append(ImageFile(str(folder.path / current.file), current.document.format.disk_format))
+        backend = await pools.backend(current.ref.pool)
+        await asyncio.to_thread(backend.prepare, current.file)
+        path = str(backend.path_of(current.file))
+        expected.append(ImageFile(path, current.document.format.disk_format, backend.are_devices))
         base = current.document.base
         current = await volumes.get(VolumeRef.parse(base)) if base is not None else None
     if volume.document.format is VolumeFormat.RAW:

@@ -25,9 +25,12 @@ _VHD_COUNTS_CYLINDERS = (b"vpc ", b"qemu")  # Virtual PC, and QEMU as long as it
 _QCOW2_SIZE_AT = 24
 
 
-def identify(path: Path, said: ImageFormat | None) -> ImageFormat:
-    """The format of a file that stands alone; may block. Raises ``VolumeContentError``."""
-    head, tail, size_bytes = _read_ends(path)
+def identify(path: Path, said: ImageFormat | None, size_bytes: int) -> ImageFormat:
+    """The format of a file that stands alone, of the first so many bytes of one.
+
+    It may block. Raises ``VolumeContentError``.
+    """
+    head, tail = _read_ends(path, size_bytes)
     found = said or guess(head, tail)
     check_alone(head, tail, found)
     if found is ImageFormat.RAW and (not size_bytes or size_bytes % SECTOR_BYTES):
@@ -38,7 +41,7 @@ def identify(path: Path, said: ImageFormat | None) -> ImageFormat:
     return found
 
 
-def find_options(path: Path, image_format: ImageFormat) -> dict[str, str]:
+def find_options(path: Path, image_format: ImageFormat, size_bytes: int) -> dict[str, str]:
     """What QEMU has to be told of an identified image besides its format; may block.
 
     A VHD says how large it is twice: in bytes, and in cylinders, which often come to a little less. QEMU
@@ -47,19 +50,19 @@ def find_options(path: Path, image_format: ImageFormat) -> dict[str, str]:
     """
     if image_format is not ImageFormat.VHD:
         return {}
-    head, tail, _ = _read_ends(path)
+    head, tail = _read_ends(path, size_bytes)
     footer = _find_vhd_footer(head, tail) or b""
     creator = footer[_VHD_CREATOR_AT : _VHD_CREATOR_AT + 4]
     return {} if creator in _VHD_COUNTS_CYLINDERS else {"force_size_calc": "current_size"}
 
 
-def _read_ends(path: Path) -> tuple[bytes, bytes, int]:
-    """The head, the last bytes and the size of a file."""
+def _read_ends(path: Path, size_bytes: int) -> tuple[bytes, bytes]:
+    """The head and the last bytes of a file, or of an image at the beginning of a device."""
     with path.open("rb") as file:
-        head = file.read(HEAD_BYTES)
-        size_bytes = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size_bytes - FOOTER_BYTES))
-        return head, file.read(FOOTER_BYTES), size_bytes
+        head = file.read(min(HEAD_BYTES, size_bytes))
+        tail_at = max(0, size_bytes - FOOTER_BYTES)
+        file.seek(tail_at)
+        return head, file.read(size_bytes - tail_at)
 
 
 def guess(head: bytes, tail: bytes) -> ImageFormat:

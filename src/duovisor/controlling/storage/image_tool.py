@@ -20,6 +20,7 @@ from duovisor import process
 from duovisor.controlling.errors import HostLacksError
 from duovisor.controlling.preflight import find_libraries
 from duovisor.controlling.storage.errors import PoolFullError, VolumeContentError
+from duovisor.controlling.storage.heads import SECTOR_BYTES
 from duovisor.hardware.capabilities import find_tools
 from duovisor.hypervisor.build import USR_MERGED
 from duovisor.hypervisor.qemu.images import HAVE_BACKING, ImageFile
@@ -42,11 +43,16 @@ _PERCENT = re.compile(r"\((\d+)(?:\.\d+)?/100%\)")
 
 
 class Source(NamedTuple):
-    """One file of a chain to be read, with QEMU's name for its format, and that driver's options."""
+    """One file or device of a chain to be read, with QEMU's name for its format, and that driver's options.
+
+    ``size_bytes``: only so much of its beginning is the image.
+    """
 
     path: Path
     driver: str
     options: Mapping[str, str] = {}
+    size_bytes: int | None = None
+    is_device: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,11 +99,13 @@ class ImageTool:
     async def convert(
         self, chain: Sequence[Source], target: Path, driver: str, progress: Callable[[int], None]
     ) -> None:
-        """Write all that a chain holds into one image; ``progress`` is told in percent.
+        """Write all that a chain holds into one image, or a device of zeros; ``progress`` is told in percent.
 
         Raises ``VolumeContentError`` or ``PoolFullError``.
         """
-        words = ("convert", "-p", "-O", driver, build_source(chain), TARGET)
+        inside = await asyncio.to_thread(find_target, target)
+        made = () if inside == TARGET else ("-n", "--target-is-zero")
+        words = ("convert", "-p", *made, "-O", driver, build_source(chain), inside)
         await self._run(words, chain=chain, target=target, progress=progress)
 
     async def _run(
@@ -157,7 +165,7 @@ def build_source(chain: Sequence[Source]) -> str:
     for depth, source in reversed(list(enumerate(chain))):
         above: dict[str, Any] = {
             "driver": source.driver,
-            "file": {"driver": "file", "filename": _inside(depth)},
+            "file": _build_file(source, depth),
             **source.options,
         }
         if source.driver in HAVE_BACKING:
@@ -166,14 +174,38 @@ def build_source(chain: Sequence[Source]) -> str:
     return "json:" + json.dumps(node)
 
 
+def _build_file(source: Source, depth: int) -> dict[str, Any]:
+    file = {
+        "driver": "host_device" if source.is_device else "file",
+        "filename": str(source.path) if source.is_device else _inside(depth),
+    }
+    if source.size_bytes is None:
+        return file
+    # in whole sectors, to which QEMU fills up a file as well
+    size_bytes = -(-source.size_bytes // SECTOR_BYTES) * SECTOR_BYTES
+    return {"driver": "raw", "size": size_bytes, "file": file}
+
+
+def find_target(target: Path) -> str:
+    """What a target is called inside; a device keeps its name."""
+    return str(target) if target.is_block_device() else TARGET
+
+
 def build_image_sandbox(tool: ImageTool, chain: Sequence[Source], target: Path | None) -> Sandbox:
-    """What qemu-img may see; pure."""
+    """What qemu-img may see."""
     read_only = [(path, str(path)) for path in (Path("/etc/ld.so.cache"), tool.libraries, tool.program)]
-    read_only += [(source.path, _inside(depth)) for depth, source in enumerate(chain)]
+    read_only += [(source.path, _inside(n)) for n, source in enumerate(chain) if not source.is_device]
+    devices = [source.path for source in chain if source.is_device]
+    writable: tuple[tuple[Path, str], ...] = ()
+    if target is not None and target.is_block_device():
+        devices.append(target)
+    elif target is not None:
+        writable = ((target, TARGET),)
     return Sandbox(
         uid=UID,
         read_only=tuple(read_only),
-        writable=((target, TARGET),) if target is not None else (),
+        writable=writable,
+        devices=tuple(map(str, devices)),
         links=USR_MERGED,
         if_there=("/usr/lib64",),
         limits=LIMITS,
@@ -182,8 +214,9 @@ def build_image_sandbox(tool: ImageTool, chain: Sequence[Source], target: Path |
 
 
 def build_chain(images: Sequence[ImageFile]) -> tuple[Source, ...]:
-    """A disk's chain as sources; pure."""
-    return tuple(Source(Path(os.path.realpath(image.path)), image.format.value) for image in images)
+    """A disk's chain as sources."""
+    found = [(Path(os.path.realpath(image.path)), image.format.value) for image in images]
+    return tuple(Source(path, driver, is_device=path.is_block_device()) for path, driver in found)
 
 
 def parse_percent(text: str) -> int | None:

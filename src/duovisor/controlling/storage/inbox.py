@@ -54,7 +54,7 @@ class Inbox:
 
 
 async def save(inbox: Inbox, path: Path, progress: Callable[[int], None]) -> str:
-    """Write an upload to a file, leaving holes where it is zero; returns its SHA-256.
+    """Write an upload to a file or device of zeros, leaving holes where it is zero; returns its SHA-256.
 
     ``progress`` is told of bytes. Raises ``VolumeContentError`` or ``OSError``.
     """
@@ -65,7 +65,8 @@ async def save(inbox: Inbox, path: Path, progress: Callable[[int], None]) -> str
             await in_thread(_write, descriptor, block, written, digest.update)
             written += len(block)
             progress(written)
-        await in_thread(os.ftruncate, descriptor, written)
+        if await asyncio.to_thread(path.is_file):  # not a device, which is as large as it is
+            await in_thread(os.ftruncate, descriptor, written)
     finally:
         os.close(descriptor)
     return digest.hexdigest()

@@ -7,6 +7,7 @@ import os
 from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
+from duovisor.controlling.storage.backends import open_backend
 from duovisor.controlling.storage.chains import read_volume_chain
 from duovisor.controlling.storage.errors import VolumeRefusedError
 from duovisor.controlling.storage.records import VolumeRef
@@ -71,12 +72,14 @@ class Lender:
     async def _find_by_path(self, path: str) -> Volume | None:
         if not path:
             return None
-        folder, file = os.path.split(await asyncio.to_thread(os.path.realpath, path))
-        name, _, _ = file.rpartition(".")
+        real = await asyncio.to_thread(os.path.realpath, path)
         for pool in await self._storage.pools.list():
-            if pool.document.path == folder and name:
+            file = await asyncio.to_thread(open_backend(pool.id, pool.document).find_file, real)
+            name = (file or "").rpartition(".")[0]
+            if name:
                 found = await self._storage.volumes.find(VolumeRef(pool=pool.id, name=name))
-                return found if found is not None and found.file == file else None
+                if found is not None and found.file == file:
+                    return found
         return None
 
 

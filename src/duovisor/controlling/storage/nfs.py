@@ -13,13 +13,13 @@ from uuid import uuid4
 
 from duovisor.controlling.disk_lock import lock_disk
 from duovisor.controlling.errors import DiskFileError, DiskLockedError
+from duovisor.controlling.storage.backend import HALF
 from duovisor.controlling.storage.errors import PoolRefusedError
 from duovisor.controlling.storage.image_tool import UID
 
 if TYPE_CHECKING:
     from duovisor.controlling.storage.mounts import Mount
 
-HALF = ".duovisor-half-"
 FALLIBLE = ("soft", "softerr")
 
 

@@ -19,10 +19,10 @@ def prepare_folder(path: str, kind: PoolKind) -> str:
     if not os.path.isabs(path):
         raise PoolRefusedError(f"{path!r} is no absolute path", remedy="write for example /srv/volumes")
     found = find_kind(path)
-    if PoolKind.LVM_THIN in (found, kind):
+    if found is PoolKind.LVM_THIN:
         raise PoolRefusedError(
-            f"{path}: pools on LVM are not supported",
-            remedy="put a file system on a logical volume, and name a folder there",
+            f"{path} is a block device",
+            remedy="of an LVM thin pool: duovisor pool create NAME --kind lvm-thin --vg GROUP --thin-pool LV",
         )
     real = os.path.realpath(path)
     if kind is PoolKind.NFS:

@@ -6,27 +6,30 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from duovisor.controlling.storage.answers import Answers
+from duovisor.controlling.storage.backends import open_backend, prepare_place
 from duovisor.controlling.storage.documents import POOL_KIND, POOLS, PoolDocument
 from duovisor.controlling.storage.errors import (
     PoolExistsError,
     PoolNotFoundError,
     PoolRefusedError,
-    PoolUnavailableError,
 )
-from duovisor.controlling.storage.folder import Folder
-from duovisor.controlling.storage.places import overlap, prepare_folder
+from duovisor.controlling.storage.places import overlap
 from duovisor.controlling.storage.records import DEFAULT_POOL, PoolKind
 from duovisor.controlling.store.collection import Collection
 from duovisor.controlling.store.errors import DocumentExistsError
 from duovisor.controlling.store.walking import walk
 from duovisor.controlling.vms.records import now
+from duovisor.errors import DuovisorError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from duovisor.controlling.storage.folder import Space
+    from duovisor.controlling.storage.backend import Backend, Space
     from duovisor.controlling.store.collection import Stored
     from duovisor.controlling.store.interface import Store
+
+
+LVM_S = 30.0  # LVM's commands wait for each other
 
 
 class Pools:
@@ -50,53 +53,53 @@ class Pools:
             raise PoolNotFoundError(f"there is no pool {name!r}", remedy="duovisor pool list shows all")
         return found.document
 
-    async def get_for_new(self, name: str) -> Folder:
-        """The folder for a new volume, of ``default`` even if it is not there yet.
+    async def get_for_new(self, name: str) -> Backend:
+        """What a new volume is made in, for ``default`` even if it is not there yet.
 
         Raises ``PoolNotFoundError`` or ``PoolUnavailableError``.
         """
         if name == DEFAULT_POOL and await self._pools.find(name) is None:
             await self.create(name, str(self._default_folder), or_get=True)
-        return await self.folder(name)
+        return await self.backend(name)
 
-    async def folder(self, name: str) -> Folder:
-        """A pool's folder. Raises ``PoolNotFoundError``; ``PoolUnavailableError`` when its server is away."""
-        document = await self.get(name)
-        folder = Folder(name, document.path, document.type)
-        if folder.kind is PoolKind.NFS:
-            await self.read_space(folder)
-        return folder
+    async def backend(self, name: str) -> Backend:
+        """What a pool is made of. Raises ``PoolNotFoundError``; ``PoolUnavailableError`` when it is away."""
+        backend = open_backend(name, await self.get(name))
+        if backend.may_hang:
+            await self.read_space(backend)
+        return backend
 
-    async def read_space(self, folder: Folder) -> Space:
+    async def read_space(self, backend: Backend) -> Space:
         """Its size and free space, from a thread. Raises ``PoolUnavailableError``, for a server's in time."""
-        if folder.kind is PoolKind.NFS:
-            return await self.answers.ask(f"pool {folder.pool}: {folder.path}", folder.read_space)
-        return await asyncio.to_thread(folder.read_space)
+        if not backend.may_hang:
+            return await asyncio.to_thread(backend.read_space)
+        about = f"pool {backend.pool}: {backend.path}"
+        return await self.answers.ask(about, backend.read_space, LVM_S if backend.are_devices else None)
 
-    async def look_at(self, name: str) -> tuple[Folder, bool]:
-        """A pool's folder, and whether it can be looked into at once. Raises ``PoolNotFoundError``."""
-        document = await self.get(name)
-        folder = Folder(name, document.path, document.type)
+    async def look_at(self, name: str) -> tuple[Backend, bool]:
+        """What a pool is made of, and whether it can be looked into at once. Raises ``PoolNotFoundError``."""
+        backend = open_backend(name, await self.get(name))
         try:
-            if folder.kind is PoolKind.NFS:
-                await self.read_space(folder)
-        except PoolUnavailableError:
-            return folder, False
-        return folder, True
+            if backend.may_hang:
+                await self.read_space(backend)
+        except DuovisorError:
+            return backend, False
+        return backend, True
 
     async def create(
         self, name: str, path: str, kind: PoolKind = PoolKind.DIRECTORY, *, or_get: bool = False
     ) -> PoolDocument:
-        """A pool over a folder; what lies in it stays.
+        """A pool over a folder or an LVM thin pool; what lies in it stays.
 
-        Raises ``PoolExistsError``, ``PoolRefusedError`` or ``PoolUnavailableError``.
+        Raises ``PoolExistsError``, ``PoolRefusedError``, ``PoolUnavailableError`` or ``HostLacksError``.
         """
         async with self._creating:
             if (known := await self._pools.find(name)) is not None:
                 if or_get:
                     return known.document
                 raise PoolExistsError(f"there is a pool {name!r} already", remedy="choose another name")
-            real = await self.answers.ask(path, lambda: prepare_folder(path, kind))
+            patience_s = LVM_S if kind is PoolKind.LVM_THIN else None
+            real = await self.answers.ask(path, lambda: prepare_place(path, kind), patience_s)
             for other in await self.list():
                 if overlap(real, other.document.path):
                     raise PoolRefusedError(

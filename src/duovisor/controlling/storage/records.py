@@ -13,7 +13,7 @@ __all__ = ["DEFAULT_POOL", "ImageFormat", "PoolKind", "PoolView", "VolumeFormat"
 
 
 class PoolKind(StrEnum):
-    """What a pool is on the host; ``lvm-thin`` is recognised, and not supported."""
+    """What a pool is on the host: a folder, one on NFS, or an LVM thin pool."""
 
     DIRECTORY = "directory"
     LVM_THIN = "lvm-thin"
@@ -81,7 +81,11 @@ class VolumeRef(Model):
 
 
 class PoolView(Model):
-    """A pool; ``problem`` says why it cannot be used now, and then the sizes are null."""
+    """A pool; ``problem`` says why it cannot be used now, and then the sizes are null.
+
+    ``free_metadata`` is the share of a thin pool's metadata that is free, from 0 to 1; without any, nothing
+    more can be written.
+    """
 
     name: str
     kind: PoolKind
@@ -89,6 +93,7 @@ class PoolView(Model):
     problem: str = ""
     capacity_bytes: int | None
     free_bytes: int | None
+    free_metadata: float | None = None
     volumes: int
     created_at: AwareDatetime
 

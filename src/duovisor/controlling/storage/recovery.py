@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from duovisor.controlling.recovery_report import count_found
 from duovisor.controlling.storage.documents import VolumeIntent
-from duovisor.controlling.storage.folder import exists
-from duovisor.controlling.storage.heads import read_size
 from duovisor.errors import DuovisorError
 
 if TYPE_CHECKING:
-    from duovisor.controlling.storage.folder import Folder
+    from duovisor.controlling.storage.backend import Backend
     from duovisor.controlling.storage.pools import Pools
     from duovisor.controlling.storage.volumes import Volume, Volumes
 
@@ -35,14 +33,14 @@ class StorageReport(NamedTuple):
 
 
 async def recover(pools: Pools, volumes: Volumes) -> StorageReport:
-    """Bring the store and the pools' folders together again."""
+    """Bring the store and the pools together again."""
     removed: list[str] = []
     problems: list[str] = []
     for pool in await pools.list():
         try:
-            folder = await pools.folder(pool.id)
-            await asyncio.to_thread(folder.check)
-            removed += await asyncio.to_thread(folder.remove_halves)
+            backend = await pools.backend(pool.id)
+            await asyncio.to_thread(backend.check)
+            removed += await asyncio.to_thread(backend.remove_halves)
         except (DuovisorError, OSError) as error:
             problems.append(str(error))
     finished: list[str] = []
@@ -51,31 +49,31 @@ async def recover(pools: Pools, volumes: Volumes) -> StorageReport:
         if volume.document.intent is VolumeIntent.NONE:
             continue
         try:
-            folder = await pools.folder(volume.ref.pool)
-            await asyncio.to_thread(folder.check)
-            found = finished if await settle(folder, volume, volumes) else rolled_back
+            backend = await pools.backend(volume.ref.pool)
+            await asyncio.to_thread(backend.check)
+            found = finished if await settle(backend, volume, volumes) else rolled_back
             found.append(str(volume.ref))
         except (DuovisorError, OSError) as error:
             problems.append(f"volume {volume.ref}: {error}")
     return StorageReport(tuple(finished), tuple(rolled_back), tuple(removed), tuple(problems))
 
 
-async def settle(folder: Folder, volume: Volume, volumes: Volumes) -> bool:
+async def settle(backend: Backend, volume: Volume, volumes: Volumes) -> bool:
     """Finish what was meant with a volume, or roll it back; whether it was finished."""
     ref, document = volume
     at_rest = document.changed(intent=VolumeIntent.NONE)
     match document.intent:
         case VolumeIntent.CREATE:
             # nothing lay there when it was begun, and it gets its name when it is whole
-            if not await asyncio.to_thread(exists, folder.path / volume.file):
+            if not await asyncio.to_thread(backend.exists, volume.file):
                 await volumes.forget(ref)
                 return False
             await volumes.write(ref, at_rest)
         case VolumeIntent.DELETE:
-            await asyncio.to_thread(folder.remove, volume.file)
+            await asyncio.to_thread(backend.remove, volume.file)
             await volumes.forget(ref)
         case VolumeIntent.RESIZE:
-            size_bytes = await asyncio.to_thread(read_size, folder.path / volume.file, document.format)
+            size_bytes = await asyncio.to_thread(backend.read_size, volume.file, document.format)
             await volumes.write(ref, at_rest.changed(size_bytes=size_bytes))
             return size_bytes != document.size_bytes
         case VolumeIntent.NONE:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from duovisor.controlling.storage.errors import PoolUnavailableError
-from duovisor.controlling.storage.folder import Folder, Space
+from duovisor.controlling.storage.backends import open_backend
+from duovisor.errors import DuovisorError
 from duovisor.spec.sizes import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from duovisor.controlling.storage.backend import Space
     from duovisor.controlling.storage.pools import Pools
 
     Tell = Callable[[str, str, str], None]
@@ -46,8 +47,8 @@ class SpaceWatch:
         self._away.intersection_update(found)
         for name, document in found.items():
             try:
-                space = await self._pools.read_space(Folder(name, document.path, document.type))
-            except PoolUnavailableError as error:
+                space = await self._pools.read_space(open_backend(name, document))
+            except DuovisorError as error:
                 if name not in self._away:
                     self._away.add(name)
                     self._tell(AWAY, name, error.message)
@@ -56,6 +57,8 @@ class SpaceWatch:
                 self._away.discard(name)
                 self._tell(BACK, name, document.path)
             free = f"{format_bytes(space.free_bytes)} of {format_bytes(space.capacity_bytes)} are free"
+            if space.spare_metadata < 1:
+                free += f", and {space.spare_metadata:.0%} of the metadata"
             if name not in self._low and is_low(space):
                 self._low.add(name)
                 self._tell(LOW, name, f"{free}; a VM that finds no room stands still until there is some")
@@ -66,4 +69,6 @@ class SpaceWatch:
 
 def is_low(space: Space, margin: float = 1.0) -> bool:
     """Whether a pool has too little free space; pure."""
+    if space.spare_metadata < margin * LOW_SHARE:
+        return True
     return space.free_bytes < margin * min(LOW_BYTES, space.capacity_bytes * LOW_SHARE)

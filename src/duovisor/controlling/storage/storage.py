@@ -1,22 +1,24 @@
 """Pools and volumes of this host: everything that is done to them, one thing at a time to each volume.
 
-A file appears under its name whole or not at all. What touches one is announced in the store before and
-settled after, so that ``recover`` can finish or undo it.
+A file, or logical volume, appears under its name whole or not at all. What touches one is announced in the
+store before and settled after, so that ``recover`` can finish or undo it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
+from duovisor.controlling.storage.backend import HALF, UPLOAD, require_space
 from duovisor.controlling.storage.chains import read_volume_chain
 from duovisor.controlling.storage.checks import (
     build_document,
-    check_depth,
     check_growth,
+    check_linked,
     check_size,
+    check_snapshot,
+    choose_format,
     find_checksum,
     hash_file,
 )
@@ -27,8 +29,6 @@ from duovisor.controlling.storage.errors import (
     VolumeInUseError,
     VolumeRefusedError,
 )
-from duovisor.controlling.storage.folder import HALF, UPLOAD, Folder, exists
-from duovisor.controlling.storage.heads import read_size
 from duovisor.controlling.storage.holds import Holds
 from duovisor.controlling.storage.image_tool import build_chain, find_image_tool
 from duovisor.controlling.storage.pools import Pools
@@ -42,16 +42,17 @@ from duovisor.spec.sizes import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from pathlib import Path
 
+    from duovisor.controlling.storage.backend import Backend
     from duovisor.controlling.storage.documents import VolumeDocument
     from duovisor.controlling.storage.inbox import Inbox
     from duovisor.controlling.store.interface import Store
     from duovisor.controlling.vms.records import Progress
+    from duovisor.controlling.vms.volumes import Grow
     from duovisor.directories import Directories
 
-    Fill = Callable[[Folder, Path, VolumeDocument], Awaitable[VolumeDocument]]
-    Online = Callable[[str, int], Awaitable[None]]
+    Fill = Callable[[Backend, VolumeDocument], Awaitable[VolumeDocument]]
+    Online = Callable[[str, Grow], Awaitable[None]]
 
 VOLUMES_FOLDER = "volumes"
 
@@ -95,22 +96,24 @@ class Storage:
         self,
         ref: VolumeRef,
         size_bytes: int,
-        volume_format: VolumeFormat,
+        volume_format: VolumeFormat | None,
         progress: Progress = ignore_progress,
     ) -> None:
-        """Make an empty volume. Raises ``VolumeExistsError``, ``PoolFullError``, ``VolumeRefusedError``."""
+        """Make an empty volume, of the pool's usual format if none is said.
+
+        Raises ``VolumeExistsError``, ``PoolFullError`` or ``VolumeRefusedError``.
+        """
         check_size(size_bytes)
 
-        async def fill(folder: Folder, half: Path, document: VolumeDocument) -> VolumeDocument:
-            if volume_format is VolumeFormat.RAW:
-                with folder.explaining():
-                    await in_thread(os.truncate, half, size_bytes)
-            else:
+        async def fill(backend: Backend, document: VolumeDocument) -> VolumeDocument:
+            is_raw = document.format is VolumeFormat.RAW
+            half = await in_thread(backend.make_half, document.uuid, size_bytes if is_raw else 0)
+            if not is_raw:
                 await find_image_tool().create(half, size_bytes)
-            return document.changed(size_bytes=size_bytes)
+            return document
 
-        await self._make(ref, build_document(volume_format), fill, needs_bytes=size_bytes)
-        progress(100, f"{format_bytes(size_bytes)}, {volume_format}")
+        made = await self._make(ref, volume_format, fill, needs_bytes=size_bytes)
+        progress(100, f"{format_bytes(made.size_bytes)}, {made.format}")
 
     async def clone(
         self,
@@ -125,35 +128,44 @@ class Storage:
 
         Raises ``VolumeInUseError``, ``VolumeRefusedError``, and as ``create``.
         """
-        if linked and volume_format is VolumeFormat.RAW:
-            raise VolumeRefusedError("a linked clone is qcow2; a raw one would have to be full")
         with ExitStack() as held:
             held.enter_context(self.holds.hold(str(source), writing=False))
             original = await self.volumes.get_ready(source)
             chain = await read_volume_chain(original, self.pools, self.volumes)
-            folder = await self.pools.folder(source.pool)
-            await in_thread(held.enter_context, folder.open(original.file, writing=False))
-            size_bytes = await self._read_size(folder, original)
-            target = volume_format or original.document.format
+            backend = await self.pools.backend(source.pool)
+            await in_thread(held.enter_context, backend.open(original.file, writing=False))
+            size_bytes = await self._read_size(backend, original)
 
-            async def fill_full(folder: Folder, half: Path, document: VolumeDocument) -> VolumeDocument:
+            async def fill_full(backend: Backend, document: VolumeDocument) -> VolumeDocument:
+                half = await in_thread(backend.make_half, document.uuid, size_bytes)
                 await find_image_tool().convert(
-                    build_chain(chain), half, target.value, lambda percent: progress(percent, "copying")
+                    build_chain(chain),
+                    half,
+                    document.format.value,
+                    lambda percent: progress(percent, "copying"),
                 )
-                return document.changed(size_bytes=size_bytes)
+                return document
 
-            async def fill_linked(folder: Folder, half: Path, document: VolumeDocument) -> VolumeDocument:
+            async def fill_linked(backend: Backend, document: VolumeDocument) -> VolumeDocument:
+                half = await in_thread(backend.make_half, document.uuid, 0)
                 name = original.file if ref.pool == source.pool else chain[0].path
                 base = (name, original.document.format.value)
                 await find_image_tool().create(half, size_bytes, base=base)
-                return document.changed(size_bytes=size_bytes)
+                return document
 
-            if linked:
-                document = build_document(VolumeFormat.QCOW2, base=str(source))
-                check_depth(len(chain), source)
-                await self._make(ref, document, fill_linked)
+            async def fill_snapshot(backend: Backend, document: VolumeDocument) -> VolumeDocument:
+                await in_thread(backend.take_snapshot, original.file, document.uuid)
+                return document
+
+            if not linked:
+                usual = original.document.format
+                await self._make(ref, volume_format, fill_full, needs_bytes=size_bytes, usual=usual)
+            elif backend.takes_snapshots:
+                check_snapshot(source, ref, volume_format)
+                await self._make(ref, VolumeFormat.RAW, fill_snapshot)
             else:
-                await self._make(ref, build_document(target), fill_full, needs_bytes=size_bytes)
+                check_linked(len(chain), source, volume_format)
+                await self._make(ref, VolumeFormat.QCOW2, fill_linked, base=str(source))
         progress(100, f"linked to {source}" if linked else f"a copy of {source}")
 
     async def receive(
@@ -164,12 +176,11 @@ class Storage:
         Raises ``VolumeContentError``, and as ``create``.
         """
 
-        async def fill(folder: Folder, half: Path, document: VolumeDocument) -> VolumeDocument:
-            return await take_upload(folder, half, document, upload, inbox, progress)
+        async def fill(backend: Backend, document: VolumeDocument) -> VolumeDocument:
+            document = document.changed(read_only=upload.read_only)
+            return await take_upload(backend, document, upload, inbox, progress)
 
-        document = build_document(upload.to or VolumeFormat.RAW).changed(read_only=upload.read_only)
-        await self._make(ref, document, fill, needs_bytes=inbox.size_bytes)
-        made = (await self.volumes.get(ref)).document
+        made = await self._make(ref, upload.to, fill, needs_bytes=inbox.size_bytes)
         progress(100, f"{format_bytes(made.size_bytes)}, {made.format}")
 
     async def resize(
@@ -177,49 +188,52 @@ class Storage:
     ) -> None:
         """Make a volume larger; ``online`` does it where a running VM has it open.
 
+        It is given what makes room for it first, and says how much there is then.
+
         Raises ``VolumeRefusedError``, ``VolumeInUseError`` or ``PoolFullError``.
         """
         check_size(size_bytes)
         with self.holds.hold(str(ref), writing=True):
             volume = await self.volumes.get_ready(ref)
-            folder = await self.pools.folder(ref.pool)
-            now_bytes = await self._read_size(folder, volume)
+            backend = await self.pools.backend(ref.pool)
+            now_bytes = await self._read_size(backend, volume)
             check_growth(volume, now_bytes, size_bytes)
             await self.volumes.require_without_clones(ref, "resize")
-            await asyncio.to_thread(folder.require_space, size_bytes - now_bytes)
+            await asyncio.to_thread(require_space, backend, size_bytes - now_bytes)
             await self.volumes.write(ref, volume.document.changed(intent=VolumeIntent.RESIZE))
             try:
-                await commit(self._grow(folder, volume, size_bytes, online))
+                await commit(self._grow(backend, volume, size_bytes, online))
             finally:
-                await commit(self.settle_size(folder, volume))
-        progress(100, f"{format_bytes(size_bytes)} now")
+                made_bytes = await commit(self._settle_size(backend, volume))
+        progress(100, f"{format_bytes(made_bytes)} now")
 
     async def delete(self, ref: VolumeRef) -> None:
         """Delete a volume with its file. Raises ``VolumeInUseError``."""
         with self.holds.hold(str(ref), writing=True):
             volume = await self.volumes.get(ref)
             await self.volumes.require_without_clones(ref, "delete")
-            folder = await self.pools.folder(ref.pool)
-            await self.volumes.require_without_vms(ref, str(folder.path / volume.file))
-            await asyncio.to_thread(folder.check)
+            backend = await self.pools.backend(ref.pool)
+            await self.volumes.require_without_vms(ref, str(backend.path_of(volume.file)))
+            await asyncio.to_thread(backend.check)
             with ExitStack() as locked:
                 try:
-                    await in_thread(locked.enter_context, folder.open(volume.file, writing=True))
+                    await in_thread(locked.enter_context, backend.excluding(volume.file))
                 except VolumeBrokenError:
                     pass  # there is nothing to lose any more
-                await commit(self._remove(folder, volume))
+                await commit(self._remove(backend, volume))
 
     async def compute_checksum(self, ref: VolumeRef, progress: Progress = ignore_progress) -> str:
         """The SHA-256 of a volume's file, which nobody writes to; kept until the file changes."""
         with self.holds.hold(str(ref), writing=False):
             volume = await self.volumes.get_ready(ref)
-            folder = await self.pools.folder(ref.pool)
+            backend = await self.pools.backend(ref.pool)
             with ExitStack() as files:
-                descriptor = await in_thread(files.enter_context, folder.open(volume.file, writing=False))
+                descriptor = await in_thread(files.enter_context, backend.open(volume.file, writing=False))
                 sha256 = await hash_file(descriptor, progress)
-                found = os.fstat(descriptor)
-            kept = Checksum(sha256=sha256, modified_ns=found.st_mtime_ns, file_bytes=found.st_size)
-            await self.volumes.write(ref, volume.document.changed(checksum=kept))
+                found = await in_thread(backend.look_at, volume.file)
+            if found.modified_ns is not None:
+                kept = Checksum(sha256=sha256, modified_ns=found.modified_ns, file_bytes=found.file_bytes)
+                await self.volumes.write(ref, volume.document.changed(checksum=kept))
         progress(100, f"sha256 {sha256}")
         return sha256
 
@@ -236,82 +250,101 @@ class Storage:
                     f"volume {ref} is a linked clone, whose file is nothing without {volume.document.base}",
                     remedy="make a full clone of it, and download that",
                 )
-            folder = await self.pools.folder(ref.pool)
-            descriptor = await in_thread(files.enter_context, folder.open(volume.file, writing=False))
-            found = os.fstat(descriptor)
+            backend = await self.pools.backend(ref.pool)
+            descriptor = await in_thread(files.enter_context, backend.open(volume.file, writing=False))
+            found = await in_thread(backend.look_at, volume.file)
             known = find_checksum(volume.document, found)
-            return Content(descriptor, found.st_size, known, files.pop_all())
+            return Content(descriptor, found.file_bytes, known, files.pop_all())
 
     async def _make(
-        self, ref: VolumeRef, document: VolumeDocument, fill: Fill, *, needs_bytes: int = 0
-    ) -> None:
-        """Make a new volume; what ``fill`` returns is what is known of it then."""
+        self,
+        ref: VolumeRef,
+        volume_format: VolumeFormat | None,
+        fill: Fill,
+        *,
+        needs_bytes: int = 0,
+        base: str | None = None,
+        usual: VolumeFormat | None = None,
+    ) -> VolumeDocument:
+        """Make a new volume; ``fill`` makes a half of it, and says what is known of it then.
+
+        Without ``volume_format`` it is ``usual``, or as is usual in its pool. Returns what became of it.
+        """
         with self.holds.hold(str(ref), writing=True):
             async with self._membership:
-                folder = await self.pools.get_for_new(ref.pool)
+                backend = await self.pools.get_for_new(ref.pool)
+                document = build_document(choose_format(backend, volume_format, usual), base=base)
                 if await self.volumes.find(ref) is not None:
                     raise VolumeExistsError(f"there is a volume {ref} already", remedy="choose another name")
-                for volume_format in VolumeFormat:
-                    file = file_of(ref.name, document.changed(format=volume_format))
-                    await asyncio.to_thread(folder.require_absent, file)
-                await asyncio.to_thread(folder.require_space, needs_bytes)
+                for each in backend.formats:
+                    file = file_of(ref.name, document.changed(format=each))
+                    await asyncio.to_thread(backend.require_absent, file)
+                await asyncio.to_thread(require_space, backend, needs_bytes)
                 await self.volumes.create(ref, document)
-            half = folder.path / f"{HALF}{document.uuid}"
             try:
-                await in_thread(folder.make_half, document.uuid)
-                made = await fill(folder, half, document)
+                made = await fill(backend, document)
+                half = f"{HALF}{document.uuid}"
+                size_bytes = await asyncio.to_thread(backend.read_size, half, made.format)
+                made = made.changed(size_bytes=size_bytes)
                 await self.volumes.write(ref, made)
-                await commit(self._put_in_place(folder, ref, made))
+                await commit(self._put_in_place(backend, ref, made))
             except BaseException:
-                await commit(self._undo(folder, ref, document))
+                await commit(self._undo(backend, ref, document))
                 raise
+        return made
 
-    async def _put_in_place(self, folder: Folder, ref: VolumeRef, made: VolumeDocument) -> None:
-        half = folder.path / f"{HALF}{made.uuid}"
-        await asyncio.to_thread(folder.put_in_place, half, file_of(ref.name, made))
+    async def _put_in_place(self, backend: Backend, ref: VolumeRef, made: VolumeDocument) -> None:
+        await asyncio.to_thread(backend.put_in_place, made.uuid, file_of(ref.name, made))
         await self.volumes.write(ref, made.changed(intent=VolumeIntent.NONE))
 
-    async def _undo(self, folder: Folder, ref: VolumeRef, document: VolumeDocument) -> None:
+    async def _undo(self, backend: Backend, ref: VolumeRef, document: VolumeDocument) -> None:
         """Leave nothing of a volume that could not be made; one that is in place, recovery finishes."""
         current = await self.volumes.find(ref)
         file = file_of(ref.name, current.document if current else document)
-        is_half = await asyncio.to_thread(exists, folder.path / f"{HALF}{document.uuid}")
-        if not is_half and await asyncio.to_thread(exists, folder.path / file):
+        is_half = await asyncio.to_thread(backend.exists, f"{HALF}{document.uuid}")
+        if not is_half and await asyncio.to_thread(backend.exists, file):
             return
-        await asyncio.to_thread(folder.remove, f"{UPLOAD}{document.uuid}")
-        await asyncio.to_thread(folder.remove, f"{HALF}{document.uuid}")
+        await asyncio.to_thread(backend.remove, f"{UPLOAD}{document.uuid}")
+        await asyncio.to_thread(backend.remove, f"{HALF}{document.uuid}")
         await self.volumes.forget(ref)
 
-    async def _remove(self, folder: Folder, volume: Volume) -> None:
+    async def _remove(self, backend: Backend, volume: Volume) -> None:
         await self.volumes.write(volume.ref, volume.document.changed(intent=VolumeIntent.DELETE))
         try:
-            await asyncio.to_thread(folder.remove, volume.file)
+            await asyncio.to_thread(backend.remove, volume.file)
         except BaseException:
             await self.volumes.write(volume.ref, volume.document)
             raise
         await self.volumes.forget(volume.ref)
 
-    async def _grow(self, folder: Folder, volume: Volume, size_bytes: int, online: Online) -> None:
+    async def _grow(self, backend: Backend, volume: Volume, size_bytes: int, online: Online) -> None:
+        async def grow_first() -> int:
+            """QEMU makes a file larger by itself, and looks how large a device has become."""
+            if not backend.are_devices:
+                return size_bytes
+            await in_thread(backend.grow, volume.file, -1, size_bytes)
+            return await self._read_size(backend, volume)
+
         try:
             with ExitStack() as files:
-                descriptor = await in_thread(files.enter_context, folder.open(volume.file, writing=True))
+                descriptor = await in_thread(files.enter_context, backend.open(volume.file, writing=True))
                 if volume.document.format is VolumeFormat.RAW:
-                    with folder.explaining():
-                        await in_thread(os.ftruncate, descriptor, size_bytes)
+                    await in_thread(backend.grow, volume.file, descriptor, size_bytes)
                     return
         except VolumeInUseError:
-            await online(str(volume.ref), size_bytes)
+            await online(str(volume.ref), grow_first)
             return
         # it takes the lock itself
-        await find_image_tool().resize(folder.path / volume.file, volume.document.format.value, size_bytes)
+        path = backend.path_of(volume.file)
+        await find_image_tool().resize(path, volume.document.format.value, size_bytes)
 
-    async def _read_size(self, folder: Folder, volume: Volume) -> int:
+    async def _read_size(self, backend: Backend, volume: Volume) -> int:
         """The file has the last word: a program that outlived a service by a moment may have changed it."""
-        await asyncio.to_thread(folder.look_at, volume.file)
-        return await asyncio.to_thread(read_size, folder.path / volume.file, volume.document.format)
+        return await asyncio.to_thread(backend.read_size, volume.file, volume.document.format)
 
-    async def settle_size(self, folder: Folder, volume: Volume) -> None:
-        """Whatever became of a change of its size: what the file says now is what is known."""
-        size_bytes = await asyncio.to_thread(read_size, folder.path / volume.file, volume.document.format)
+    async def _settle_size(self, backend: Backend, volume: Volume) -> int:
+        """Whatever became of a change of its size: what the file says now is what is known, and returned."""
+        size_bytes = await self._read_size(backend, volume)
         document = volume.document.changed(size_bytes=size_bytes, intent=VolumeIntent.NONE)
         await self.volumes.write(volume.ref, document)
+        return size_bytes

@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
+from duovisor.controlling.storage.backends import open_backend
 from duovisor.controlling.storage.checks import find_checksum
 from duovisor.controlling.storage.documents import VolumeIntent
-from duovisor.controlling.storage.errors import PoolUnavailableError, VolumeBrokenError
-from duovisor.controlling.storage.folder import Folder
-from duovisor.controlling.storage.heads import read_size
-from duovisor.controlling.storage.records import PoolView, VolumeRef, VolumeState, VolumeView
+from duovisor.controlling.storage.records import (
+    PoolKind,
+    PoolView,
+    VolumeFormat,
+    VolumeRef,
+    VolumeState,
+    VolumeView,
+)
+from duovisor.errors import DuovisorError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from duovisor.controlling.storage.backend import Backend, Look
     from duovisor.controlling.storage.documents import PoolDocument
     from duovisor.controlling.storage.pools import Pools
     from duovisor.controlling.storage.storage import Storage
     from duovisor.controlling.storage.volumes import Volume
 
-BLOCK_BYTES = 512  # of st_blocks, whatever the file system's are
 STATES = {
     VolumeIntent.NONE: VolumeState.READY,
     VolumeIntent.CREATE: VolumeState.CREATING,
     VolumeIntent.RESIZE: VolumeState.RESIZING,
     VolumeIntent.DELETE: VolumeState.DELETING,
 }
+
+
+class Seen(NamedTuple):
+    """A volume's file, and what a guest sees of it, in bytes."""
+
+    look: Look
+    size_bytes: int
 
 
 class VolumePage(NamedTuple):
@@ -75,56 +89,70 @@ async def build_volume_views(storage: Storage, found: Sequence[Volume]) -> tuple
     if not found:
         return ()
     clones, users = await storage.volumes.read_clones(), await storage.volumes.read_vms()
-    folders = {pool: await storage.pools.look_at(pool) for pool in {volume.ref.pool for volume in found}}
+    backends: dict[str, Backend] = {}
+    seen: dict[VolumeRef, Seen] = {}
+    for pool in {volume.ref.pool for volume in found}:
+        backends[pool], is_there = await storage.pools.look_at(pool)
+        if is_there:
+            its = [volume for volume in found if volume.ref.pool == pool]
+            seen |= await asyncio.to_thread(_look_at, backends[pool], its)
     views = []
     for volume in found:
-        (folder, is_there), ref = folders[volume.ref.pool], str(volume.ref)
-        path = str(folder.path / volume.file)
+        ref, path = str(volume.ref), str(backends[volume.ref.pool].path_of(volume.file))
         vms = tuple(sorted({*users.get(ref, ()), *users.get(path, ())}))
-        ours = tuple(clones.get(ref, ()))
-        if is_there:
-            views.append(await asyncio.to_thread(build_volume_view, folder, volume, ours, vms))
-        else:
-            views.append(build_volume_view(folder, volume, ours, vms, is_there=False))
+        views.append(build_volume_view(volume, path, seen.get(volume.ref), tuple(clones.get(ref, ())), vms))
     return tuple(views)
+
+
+def _look_at(backend: Backend, volumes: Sequence[Volume]) -> dict[VolumeRef, Seen]:
+    """What is there of a pool's volumes; may block."""
+    seen = {}
+    with contextlib.suppress(DuovisorError):
+        looks = backend.look_at_all([volume.file for volume in volumes])
+        for volume in volumes:
+            look = looks.get(volume.file)
+            if look is None:
+                continue
+            with contextlib.suppress(DuovisorError):  # gone meanwhile
+                size_bytes = look.file_bytes
+                if volume.document.format is not VolumeFormat.RAW:
+                    size_bytes = backend.read_size(volume.file, volume.document.format)
+                seen[volume.ref] = Seen(look, size_bytes)
+    return seen
 
 
 async def build_pool_view(pools: Pools, name: str, document: PoolDocument, volumes: int) -> PoolView:
     """One pool."""
-    capacity = free = None
-    problem = ""
+    space, problem = None, ""
     try:
-        capacity, free = await pools.read_space(Folder(name, document.path, document.type))
-    except PoolUnavailableError as error:
+        space = await pools.read_space(open_backend(name, document))
+    except DuovisorError as error:
         problem = error.message
     return PoolView(
         name=name,
         kind=document.type,
         path=document.path,
         problem=problem,
-        capacity_bytes=capacity,
-        free_bytes=free,
+        capacity_bytes=space.capacity_bytes if space else None,
+        free_bytes=space.free_bytes if space else None,
+        free_metadata=space.spare_metadata if space and document.type is PoolKind.LVM_THIN else None,
         volumes=volumes,
         created_at=document.created_at,
     )
 
 
 def build_volume_view(
-    folder: Folder, volume: Volume, clones: tuple[str, ...], vms: tuple[str, ...], *, is_there: bool = True
+    volume: Volume, path: str, seen: Seen | None, clones: tuple[str, ...], vms: tuple[str, ...]
 ) -> VolumeView:
-    """One volume; may block, unless its folder is not there."""
+    """One volume; pure."""
     document = volume.document
     state, allocated, sha256 = STATES[document.intent], None, None
     size_bytes = document.size_bytes
-    try:
-        if not is_there:
-            raise PoolUnavailableError(f"pool {folder.pool} is not there")
-        found = folder.look_at(volume.file)
-    except (VolumeBrokenError, PoolUnavailableError):
+    if seen is None:
         state = VolumeState.MISSING if state is VolumeState.READY else state
     else:
-        allocated, sha256 = found.st_blocks * BLOCK_BYTES, find_checksum(document, found)
-        size_bytes = read_size(folder.path / volume.file, document.format)
+        allocated, sha256 = seen.look.allocated_bytes, find_checksum(document, seen.look)
+        size_bytes = seen.size_bytes
     return VolumeView(
         pool=volume.ref.pool,
         name=volume.ref.name,
@@ -136,7 +164,7 @@ def build_volume_view(
         base=document.base,
         clones=clones,
         vms=vms,
-        path=str(folder.path / volume.file),
+        path=path,
         sha256=sha256,
         created_at=document.created_at,
     )

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from duovisor.controlling.supervision.records import Replacement
     from duovisor.controlling.vms.active import ActiveVm
     from duovisor.controlling.vms.records import Autostart, MoveResult, Progress, RecoveryReport, VmRecord
-    from duovisor.controlling.vms.volumes import Lend
+    from duovisor.controlling.vms.volumes import Grow, Lend
     from duovisor.directories import Directories
     from duovisor.hardware.capabilities import HostCapabilities
     from duovisor.spec.vm import Design, VirtualMachineSpec
@@ -302,11 +302,11 @@ class VmManager(MemoryActions):
         with self._exclusive(name, "delete a snapshot of"):
             await self._snapshots.delete(await self._definitions.get(name), snapshot)
 
-    async def resize_volume(self, volume: str, size_bytes: int) -> None:
+    async def resize_volume(self, volume: str, grow_first: Grow) -> None:
         """Make a volume larger under the running VM that writes to it. Raises ``WrongStateError``."""
         vm, disk = find_disk(self._host.active, volume)
         with self._exclusive(vm.name, "resize a disk of"):
-            await grow_disk(vm, disk, size_bytes)
+            await grow_disk(vm, disk, grow_first)
 
     async def replace_driver(self, name: str, device: str, *, latest: bool) -> Replacement:
         """Replace the driver of a device by a new process, ``latest``: with the code that is on disk now.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from duovisor.controlling.vms.active import ActiveVm
 
+Grow = Callable[[], Awaitable[int]]
 Lend = Callable[[VirtualMachineSpec], AbstractAsyncContextManager[VirtualMachineSpec]]
 
 
@@ -75,11 +76,14 @@ def find_disk(active: Iterable[ActiveVm], volume: str) -> tuple[ActiveVm, str]:
     )
 
 
-async def grow_disk(vm: ActiveVm, disk: str, size_bytes: int) -> None:
-    """Make a running VM's disk larger, and its guest see it. Raises ``WrongStateError`` or ``QmpError``."""
+async def grow_disk(vm: ActiveVm, disk: str, grow_first: Grow) -> None:
+    """Make a running VM's disk larger, and its guest see it. Raises ``WrongStateError`` or ``QmpError``.
+
+    ``grow_first`` makes room for it, and says how many bytes there are then.
+    """
     if vm.machine.spec.design is not Design.MONOLITHIC:
         raise WrongStateError(
             f"cannot resize {disk} of {vm.name} while it runs: its driver serves the size that it began with",
             remedy=f"duovisor vm shutdown {vm.name}; or vm switch --design monolithic first",
         )
-    await vm.machine.vmm.resize_disk(disk, size_bytes)
+    await vm.machine.vmm.resize_disk(disk, await grow_first())

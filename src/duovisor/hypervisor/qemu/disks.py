@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from duovisor.hypervisor.errors import PlanError
 from duovisor.hypervisor.qemu.boot_order import build_boot_index
-from duovisor.hypervisor.qemu.images import ImageFile, build_image_nodes
+from duovisor.hypervisor.qemu.images import ImageFile, build_image_nodes, choose_cache
 from duovisor.hypervisor.qemu.pci import DISK_SLOTS, at_pluggable
 from duovisor.spec.cdrom import BootDevice
 from duovisor.spec.vm import BLOCK_DRIVER, Design
@@ -61,7 +61,7 @@ def _build_inside(
     nodes = build_image_nodes(
         node,
         chain,
-        cache=disk.cache,
+        cache=choose_cache(disk, is_block_device=chain[0].is_block_device),
         read_only=disk.read_only,
         aio="io_uring" if qemu.io_uring else "threads",
     )

@@ -14,6 +14,8 @@ from duovisor.spec.vm import CacheMode, DiskFormat
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from duovisor.spec.vm import DiskSpec
+
 # formats whose driver in QEMU knows backing files, and would open the one that the header names
 HAVE_BACKING = (DiskFormat.QCOW2, DiskFormat.VMDK)
 
@@ -25,6 +27,14 @@ class ImageFile:
     path: str
     format: DiskFormat
     is_block_device: bool = False
+
+
+def choose_cache(disk: DiskSpec, *, is_block_device: bool) -> CacheMode:
+    """What the disk says; but none for a volume that is a device.
+
+    When its thin pool is full, a write must say so: what waits in the host's cache then would be lost.
+    """
+    return CacheMode.NONE if is_block_device and disk.volume is not None else disk.cache
 
 
 def build_image_nodes(

@@ -1,4 +1,4 @@
-"""Pools: folders of this host in which volumes lie."""
+"""Pools: folders and thin pools of this host in which volumes lie."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ router = APIRouter(prefix="/v1/pools", tags=["pools"])
 
 
 class PoolDefinition(ApiModel):
-    """A pool to be made; its folder is made if it is missing. `lvm-thin` is not supported."""
+    """A pool to be made of the folder `path`, which is made if it is missing; or of an LVM thin pool.
+
+    Of the kind `lvm-thin`, `path` is `/dev/GROUP/POOL`; the thin pool is there already.
+    """
 
     name: Annotated[str, AfterValidator(check_name)]
     kind: PoolKind = PoolKind.DIRECTORY
@@ -31,7 +34,9 @@ async def list_pools(service: ServiceDep, _: Viewer) -> Listing[PoolView]:
     return Listing(items=await view_pools(service.storage))
 
 
-@router.post("", status_code=201, summary="Make a pool of a folder; what lies in it stays")
+@router.post(
+    "", status_code=201, summary="Make a pool of a folder, or of an LVM thin pool; what lies in it stays"
+)
 async def create_pool(
     service: ServiceDep, who: Administrator, wanted: PoolDefinition, response: Response
 ) -> PoolView:
@@ -47,7 +52,9 @@ async def get_pool(service: ServiceDep, _: Viewer, name: Name) -> PoolView:
     return await view_pool(service.storage, name)
 
 
-@router.delete("/{name}", status_code=204, summary="Forget a pool; its folder and all files in it stay")
+@router.delete(
+    "/{name}", status_code=204, summary="Forget a pool; its folder or thin pool stays, with all that is in it"
+)
 async def delete_pool(
     service: ServiceDep,
     who: Administrator,

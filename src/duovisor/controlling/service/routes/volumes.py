@@ -39,12 +39,15 @@ SizeBytes = Annotated[int, Field(gt=0, le=MAX_BYTES, multiple_of=512)]
 
 
 class VolumeDefinition(ApiModel):
-    """An empty volume to be made; the pool `default` is made when it is first used."""
+    """An empty volume to be made; the pool `default` is made when it is first used.
+
+    Without `format` it is qcow2, or raw in a pool of the kind `lvm-thin`.
+    """
 
     pool: VolumeName = DEFAULT_POOL
     name: VolumeName
     size_bytes: SizeBytes
-    format: VolumeFormat = VolumeFormat.QCOW2
+    format: VolumeFormat | None = None
 
 
 class CloneOptions(ApiModel):
