@@ -310,7 +310,11 @@ class FakeVmManager:
 
     async def set_memory(self, name: str, memory_mib: int) -> VmView:
         vm = await self.get(name)
-        return self._keep(self._with_record(vm, spec=change_spec(vm.record.spec, {"memory_mib": memory_mib})))
+        made = self._with_record(vm, spec=change_spec(vm.record.spec, {"memory_mib": memory_mib}))
+        note = "its guest takes nothing" if name.startswith("stubborn") else ""
+        return self._keep(
+            made.model_copy(update={"status": made.status.model_copy(update={"memory_note": note})})
+        )
 
     async def detach(self, name: str, device: str, timeout_s: float, progress: Progress) -> None:
         vm = await self.get(name)

@@ -137,12 +137,13 @@ def _describe_status(status: dict[str, Any]) -> dict[str, str]:
 
 def _describe_record(record: dict[str, Any]) -> dict[str, str]:
     spec, autostart = record["spec"], record["autostart"]
+    room = spec["memory_max_mib"]
     starts = f"order {autostart['order']}, then {autostart['delay_s']:g} s of rest"
     return {
         "name": record["name"],
         "design": spec["design"],
         "processors": f"{spec['cpus']}, {spec['cpu_model']}",
-        "memory": format_mib(spec["memory_mib"]),
+        "memory": format_mib(spec["memory_mib"]) + (f", room for {format_mib(room)}" if room else ""),
         "firmware": _describe_firmware(spec),
         "kernel": _describe_kernel(spec["kernel"]) if spec["kernel"] else "-",
         **({"screen": f"yes; duovisor vm screenshot {record['name']} FILE"} if spec["graphics"] else {}),

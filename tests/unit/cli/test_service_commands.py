@@ -150,6 +150,9 @@ def test_devices_come_and_go(user: Program, name: str) -> None:
     stubborn = f"stubborn-{name}"
     say(user, "vm", "create", "--name", stubborn, "--nic", "user")
     say(user, "vm", "start", stubborn)
+    given = say(user, "vm", "set-memory", stubborn, "2G")
+    assert given == f"{stubborn}: 2 GiB; its guest takes nothing\n"
+    assert "its guest takes nothing" in say(user, "vm", "show", stubborn)
     said = user.refuse("vm", "detach-nic", stubborn, "nic0", "--timeout", "0.1", exit_code=7)
     assert "did not let go of nic0" in said
 

@@ -191,12 +191,16 @@ async def test_what_the_guest_says_is_told(host: Host, monkeypatch: pytest.Monke
         said = (await manager.set_memory("vm", 144)).status.memory_note
         assert "has not said that it took" in said
         assert host.events[-1].message == f"144 MiB of memory; {said}"
+        monkeypatch.setattr(memory_actions, "ANSWER_S", 600.0)  # a paused one could not answer
+        await manager.pause("vm")
+        assert (await manager.set_memory("vm", 272)).status.memory_note == said
+        await manager.resume("vm")
         (host.root / MEMORY_ANSWER).write_text("1 1")
-        assert "refused" in (await manager.set_memory("vm", 144)).status.memory_note
+        assert "refused" in (await manager.set_memory("vm", 272)).status.memory_note
     async with host.managed() as manager:
         assert "refused" in (await manager.get("vm")).status.memory_note
         (host.root / MEMORY_ANSWER).write_text("1 0")
-        assert (await manager.set_memory("vm", 144)).status.memory_note == UNSEEN
+        assert (await manager.set_memory("vm", 272)).status.memory_note == UNSEEN
 
 
 @pytest.mark.parametrize(("offline", "said"), [("2", ""), ("2 3", "leaves 1 blocks of its memory")])

@@ -12,6 +12,7 @@ from duovisor.controlling.plugging.errors import PlugRefusedError
 from duovisor.controlling.plugging.plug import to_its_end
 from duovisor.controlling.preflight import check_memory
 from duovisor.hypervisor.build import show_module
+from duovisor.hypervisor.lifecycle import State
 from duovisor.hypervisor.memory import MODULE_STEP_MIB, MODULES, check_free
 from duovisor.hypervisor.memory_modules import Answer
 from duovisor.hypervisor.vmm_devices import LIVE
@@ -83,7 +84,8 @@ async def look_at_memory(machine: Machine, timeout_s: float = 0.0) -> str:
     """
     if not machine.vmm.plan.modules_mib or machine.vmm.state not in LIVE:
         return ""
-    answer = await machine.vmm.wait_memory_taken(timeout_s)
+    runs = machine.vmm.state is State.RUNNING
+    answer = await machine.vmm.wait_memory_taken(timeout_s if runs else 0.0)
     return UNSEEN if answer is Answer.TAKEN and not machine.spec.guest_agent else NOTES[answer]
 
 
