@@ -54,6 +54,9 @@ REFUSED = {
     "attach-nic": {"nic": {"bridge": BRIDGE}},
     "detach-disk": {"device": "disk0"},
 }
+LIMIT, LIMITED_KIB = 128 << 10, 384
+IOPS_LIMIT, LIMITED_READS = 20, 40
+LIMITED_READ = f"dd if={{}} of=/dev/null bs=4k count={LIMITED_READS} iflag=direct 2>&1"
 READS = 500
 READ = f"dd if={{}} of=/dev/null bs=4k count={READS} skip=2048 iflag=direct 2>&1"
 LOAD_MIB = 2
@@ -205,6 +208,7 @@ async def live(service: Service, scratch: Path) -> None:
         device = booted.find_disk(SCRATCH_SERIAL)
         assert device is not None
         report("thin-stream", **await stream(service, guest))
+        report("thin-limited", **await be_limited(service, guest, device))
         load = f"{LOAD.format(shlex.quote(device))} </dev/null >/tmp/load 2>&1 & echo $! >/tmp/load.pid"
         await ask(guest, load)
         report("thin-storage", killed=await service.kill_driver("disk0"))
@@ -305,6 +309,45 @@ async def stream(service: Service, guest: ProbeClient) -> dict[str, Any]:
         "killed": killed,
         "after": await service.settle("nic0"),
     }
+
+
+async def be_limited(service: Service, guest: ProbeClient, device: str) -> dict[str, Any]:
+    """How long some bytes each way and some reads take under limits, the bytes by the next driver."""
+
+    def limit(what: str, **limits: Any) -> None:
+        service.client.request("POST", f"{vm_path(NAME)}/limit-{what}", limits)
+
+    async def send(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(bytes(LIMITED_KIB << 10))
+        writer.close()
+
+    async def receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        received.append(len(await reader.read()))
+        writer.close()
+
+    async def measure(command: str) -> float:
+        began = time.monotonic()
+        await ask(guest, command)
+        return time.monotonic() - began
+
+    received: list[int] = []
+    limit("nic", device="nic0", in_limit=LIMIT, out_limit=LIMIT)
+    killed = await service.kill_driver("nic0")
+    async with await asyncio.start_server(send, HOST, 0) as server:
+        to_guest_s = await measure(f"nc {HOST} {server.sockets[0].getsockname()[1]} </dev/null >/dev/null")
+    async with await asyncio.start_server(receive, HOST, 0) as server:
+        to_host = f"nc {HOST} {server.sockets[0].getsockname()[1]}"
+        from_guest_s = await measure(f"dd if=/dev/zero bs=1k count={LIMITED_KIB} 2>/dev/null | {to_host}")
+        await wait_until(lambda: bool(received))  # the guest's program may end before its last bytes come
+    limit("nic", device="nic0", in_limit=None, out_limit=None)
+    limit("disk", device="disk0", iops_limit=IOPS_LIMIT, bandwidth_limit=None)
+    reads_s = await measure(LIMITED_READ.format(device))
+    limit("disk", device="disk0", iops_limit=None, bandwidth_limit=None)
+    return {
+        "killed": killed, "received": received[0], "sent": LIMITED_KIB << 10,
+        "to_guest_s": to_guest_s, "from_guest_s": from_guest_s, "least_s": (LIMITED_KIB << 10) / LIMIT,
+        "reads_s": reads_s, "reads_least_s": LIMITED_READS / IOPS_LIMIT,
+    }  # fmt: skip
 
 
 async def count_exits(guest: ProbeClient, device: str) -> dict[str, int]:
