@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 TITLE, WAITING_TITLE = "duovisor-partition", "duovisor-partition waits"
 MAIN = "from duovisor.controlling.drivers.factory import main; main()"
-START_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 30.0  # for what hangs: a busy host that is emulated was seen to take ten
 REMEDY = "this user must be allowed to make user namespaces; or run the service as root"
 
 
