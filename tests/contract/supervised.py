@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from duovisor.controlling.errors import PartitionError
 from duovisor.controlling.supervision.factories import Factories
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from duovisor.channel.frontend import FrontEnd
@@ -34,7 +37,8 @@ class SupervisedStage:
         self.ended = False
         self.device: DeviceSupervisor | None = None
         self.factories = Factories(run_dir, end_with_owner=True)
-        self._greeted = asyncio.Event()
+        self.accepts, self._greeted = asyncio.Event(), asyncio.Event()
+        self.accepts.set()
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(run_dir / f"{self.slot}.sock"))
         self._listener.listen()
@@ -46,6 +50,7 @@ class SupervisedStage:
         loop = asyncio.get_running_loop()
         while True:
             connected, _ = await loop.sock_accept(self._listener)
+            await self.accepts.wait()
             connected.setblocking(True)
             await asyncio.to_thread(self.front.connect, connected)
             self._greeted.set()
@@ -61,6 +66,9 @@ class SupervisedStage:
 
     def record(self) -> None:
         """Nobody adopts this VM."""
+
+    def page_memory(self) -> AbstractAsyncContextManager[Mapping[str, int]]:
+        return nullcontext({})
 
     async def wait_ended(self, *, timeout_s: float) -> bool:
         return self.ended

@@ -14,6 +14,7 @@ from tests.fuzz.input_bytes import InputBytes
 
 from duovisor.channel import features as bits
 from duovisor.channel import messages as m
+from duovisor.channel import requests as r
 from duovisor.channel.backend import Backend
 from duovisor.channel.device import VirtioDevice
 from duovisor.channel.errors import ChannelError
@@ -163,7 +164,7 @@ def read_payload(request: int, source: InputBytes) -> tuple[bytes, int]:
             return read_ring(source), 0
         case Request.SET_VRING_KICK | Request.SET_VRING_CALL | Request.SET_VRING_ERR:
             value = source.choose((0, 1, 2, 256, 257, 255))
-            return m.build_u64(value), int(not value & m.VRING_NO_DESCRIPTOR)
+            return m.build_u64(value), int(not value & r.VRING_NO_DESCRIPTOR)
         case Request.SET_FEATURES:
             return m.build_u64(source.choose(FEATURES)), 0
         case Request.GET_CONFIG | Request.SET_CONFIG:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from duovisor.channel.chain import Chain
+    from duovisor.channel.on_demand import OnDemand
     from duovisor.channel.virtqueue import Virtqueue
 
 MAX_STATISTICS_BYTES = 8192
@@ -39,6 +40,8 @@ class VirtioDevice:
     """Readable when requests finished elsewhere (an eventfd); ``reap`` is called then."""
     remember: Callable[[], None] = staticmethod(_forget)
     """To be called when ``save_state`` returns something new for another reason than ``write_config``."""
+    on_demand: OnDemand | None = None
+    """Where mappings of the guest's memory are registered, set by its partition while that still comes."""
 
     def read_config(self) -> bytes:
         """The configuration space; what lies behind its end reads as zeros."""

@@ -1,7 +1,8 @@
 """The vhost-user wire format: request numbers, and pure functions between bytes and numbers.
 
-Every ``parse_`` function takes the bytes of one payload and raises ``ProtocolError`` for a wrong length or
-value. Numbers are in the machine's byte order. Source: vhost-user specification, "Message Specification".
+What a back end alone reads is in ``requests``. Every ``parse_`` function takes the bytes of one payload and
+raises ``ProtocolError`` for a wrong length or value. Numbers are in the machine's byte order. Source:
+vhost-user specification, "Message Specification".
 """
 
 from __future__ import annotations
@@ -17,23 +18,20 @@ FLAG_REPLY = 0x4
 FLAG_NEED_REPLY = 0x8
 
 MAX_DESCRIPTORS = 8  # "at most 8 descriptors in each message"
-MAX_REGIONS = 8  # of one SET_MEM_TABLE
 MAX_CONFIG_BYTES = 256
 MAX_PAYLOAD_BYTES = 4096  # far above the largest payload there is, 268 bytes
-VRING_INDEX_MASK = 0xFF
-VRING_NO_DESCRIPTOR = 0x100
 
 HEADER = Struct("=III")  # request, flags, payload size
 HEADER_BYTES = HEADER.size
-_U64 = Struct("=Q")
+U64 = Struct("=Q")
 _VRING_STATE = Struct("=II")
-_VRING_ADDRESS = Struct("=IIQQQQ")
-_REGION = Struct("=QQQQ")
-_TABLE_HEADER = Struct("=II")
+VRING_ADDRESS = Struct("=IIQQQQ")
+REGION = Struct("=QQQQ")
+TABLE_HEADER = Struct("=II")
 _CONFIG_HEADER = Struct("=III")
 _INFLIGHT = Struct("=QQHH")
 _INFLIGHT_BYTES = (20, 24)  # QEMU sends the structure with its 4 bytes of padding, others without
-_LOG = Struct("=QQ")
+LOG = Struct("=QQ")
 
 
 class Request(IntEnum):
@@ -109,7 +107,8 @@ class InflightDescription:
         self.queue_size = queue_size
 
 
-def _expect(payload: bytes, size: int, what: str) -> None:
+def expect(payload: bytes, size: int, what: str) -> None:
+    """Raises ``ProtocolError`` for a payload of another size."""
     if len(payload) != size:
         raise ProtocolError(f"{what} has {len(payload)} bytes instead of {size}")
 
@@ -130,12 +129,12 @@ def parse_header(data: bytes) -> tuple[int, int, int]:
 
 
 def build_u64(value: int) -> bytes:
-    return _U64.pack(value)
+    return U64.pack(value)
 
 
 def parse_u64(payload: bytes) -> int:
-    _expect(payload, _U64.size, "a 64-bit integer")
-    value: int = _U64.unpack(payload)[0]
+    expect(payload, U64.size, "a 64-bit integer")
+    value: int = U64.unpack(payload)[0]
     return value
 
 
@@ -145,13 +144,13 @@ def build_vring_state(index: int, number: int) -> bytes:
 
 def parse_vring_state(payload: bytes) -> tuple[int, int]:
     """Queue index and its number (a size, a base or a switch, as the request says)."""
-    _expect(payload, _VRING_STATE.size, "a vring state")
+    expect(payload, _VRING_STATE.size, "a vring state")
     index, number = _VRING_STATE.unpack(payload)
     return index, number
 
 
 def build_vring_address(address: VringAddress) -> bytes:
-    return _VRING_ADDRESS.pack(
+    return VRING_ADDRESS.pack(
         address.index,
         address.flags,
         address.descriptors,
@@ -161,46 +160,16 @@ def build_vring_address(address: VringAddress) -> bytes:
     )
 
 
-def parse_vring_address(payload: bytes) -> VringAddress:
-    _expect(payload, _VRING_ADDRESS.size, "a vring address")
-    return VringAddress(*_VRING_ADDRESS.unpack(payload))
-
-
-def parse_vring_descriptor(payload: bytes) -> tuple[int, bool]:
-    """Queue index, and whether a descriptor comes with the message (SET_VRING_KICK, _CALL, _ERR)."""
-    value = parse_u64(payload)
-    return value & VRING_INDEX_MASK, not value & VRING_NO_DESCRIPTOR
-
-
 def build_memory_table(regions: list[RegionDescription]) -> bytes:
-    return _TABLE_HEADER.pack(len(regions), 0) + b"".join(_pack_region(region) for region in regions)
-
-
-def parse_memory_table(payload: bytes) -> list[RegionDescription]:
-    """The regions of SET_MEM_TABLE, at most 8."""
-    if len(payload) < _TABLE_HEADER.size:
-        raise ProtocolError(f"a memory table has only {len(payload)} bytes")
-    count = _TABLE_HEADER.unpack_from(payload)[0]
-    if count > MAX_REGIONS:
-        raise ProtocolError(f"a memory table has {count} regions; at most {MAX_REGIONS} are allowed")
-    used = _TABLE_HEADER.size + count * _REGION.size
-    if len(payload) < used:
-        raise ProtocolError(f"a memory table of {count} regions has only {len(payload)} bytes")
-    return [RegionDescription(*fields) for fields in _REGION.iter_unpack(payload[_TABLE_HEADER.size : used])]
+    return TABLE_HEADER.pack(len(regions), 0) + b"".join(_pack_region(region) for region in regions)
 
 
 def build_memory_region(region: RegionDescription) -> bytes:
-    return _U64.pack(0) + _pack_region(region)
-
-
-def parse_memory_region(payload: bytes) -> RegionDescription:
-    """The region of ADD_MEM_REG or REM_MEM_REG."""
-    _expect(payload, _U64.size + _REGION.size, "a memory region")
-    return RegionDescription(*_REGION.unpack_from(payload, _U64.size))
+    return U64.pack(0) + _pack_region(region)
 
 
 def _pack_region(region: RegionDescription) -> bytes:
-    return _REGION.pack(region.guest_address, region.size, region.user_address, region.mmap_offset)
+    return REGION.pack(region.guest_address, region.size, region.user_address, region.mmap_offset)
 
 
 def build_config(offset: int, flags: int, data: bytes) -> bytes:
@@ -239,11 +208,4 @@ def parse_inflight(payload: bytes) -> InflightDescription:
 
 
 def build_log(size: int, offset: int) -> bytes:
-    return _LOG.pack(size, offset)
-
-
-def parse_log(payload: bytes) -> tuple[int, int]:
-    """Size and offset in bytes of the dirty log inside its descriptor."""
-    _expect(payload, _LOG.size, "a log description")
-    size, offset = _LOG.unpack(payload)
-    return size, offset
+    return LOG.pack(size, offset)

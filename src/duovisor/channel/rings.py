@@ -7,13 +7,8 @@ import os
 from duovisor.channel.errors import ProtocolError
 from duovisor.channel.features import LOG_ALL, PROTOCOL_FEATURES
 from duovisor.channel.inflight import create_inflight, map_inflight
-from duovisor.channel.messages import (
-    Request,
-    build_vring_state,
-    parse_vring_address,
-    parse_vring_descriptor,
-    parse_vring_state,
-)
+from duovisor.channel.messages import Request, build_vring_state, parse_vring_state
+from duovisor.channel.requests import parse_vring_address, parse_vring_descriptor
 from duovisor.channel.ring import Ring, capture_ring, check_event, check_ring, close_descriptor, region_of
 from duovisor.channel.virtqueue import MAX_QUEUE_SIZE, Virtqueue
 

@@ -29,11 +29,9 @@ from duovisor.channel.messages import (
     build_u64,
     parse_config,
     parse_inflight,
-    parse_log,
-    parse_memory_region,
-    parse_memory_table,
     parse_u64,
 )
+from duovisor.channel.requests import parse_log, parse_memory_region, parse_memory_table
 from duovisor.channel.rings import Rings
 from duovisor.channel.snapshot import Snapshot
 from duovisor.channel.virtqueue import MAX_QUEUE_SIZE
@@ -45,6 +43,8 @@ if TYPE_CHECKING:
     from duovisor.channel.connection import Connection, Message
     from duovisor.channel.device import VirtioDevice
     from duovisor.channel.dirty_log import DirtyLog
+    from duovisor.channel.memory import MemoryRegion
+    from duovisor.channel.messages import RegionDescription
     from duovisor.channel.ring import Ring
     from duovisor.channel.rings import QueueEvents
 
@@ -179,7 +179,7 @@ class Session:
         if missing:
             raise ProtocolError(f"the predecessor's front end uses features {missing:#x}, which are missing")
         held = snapshot.holdings
-        self.memory.replace([map_region(region, descriptor) for region, descriptor in held.regions])
+        self.memory.replace([self._map(region, descriptor) for region, descriptor in held.regions])
         if held.log is not None:
             size, offset, descriptor = held.log
             self._log = map_dirty_log(descriptor, size, offset)
@@ -233,11 +233,17 @@ class Session:
 
     # Memory
 
+    def _map(self, description: RegionDescription, descriptor: int) -> MemoryRegion:
+        region = map_region(description, descriptor)
+        if self.device.on_demand is not None:
+            self.device.on_demand.register(region.view, description.mmap_offset)
+        return region
+
     def _set_memory_table(self, message: Message) -> None:
         descriptions = parse_memory_table(message.payload)
         message.expect_descriptors(len(descriptions))
         pairs = list(zip(descriptions, message.descriptors, strict=True))
-        self.memory.replace([map_region(description, descriptor) for description, descriptor in pairs])
+        self.memory.replace([self._map(description, descriptor) for description, descriptor in pairs])
         message.descriptors = []
         self._holdings.replace_regions(pairs)
         self._memory_changed()
@@ -245,7 +251,7 @@ class Session:
     def _add_memory_region(self, message: Message) -> None:
         message.expect_descriptors(1)
         description = parse_memory_region(message.payload)
-        self.memory.add(map_region(description, message.descriptors[0]))
+        self.memory.add(self._map(description, message.descriptors[0]))
         self._holdings.regions.append((description, message.take_descriptor()))
         self._memory_changed()
 

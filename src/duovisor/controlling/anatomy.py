@@ -16,6 +16,7 @@ from duovisor.controlling.description import Duty
 from duovisor.controlling.key_files import KEY_MEMORY
 from duovisor.controlling.resources.group_folder import find_group, read_limits
 from duovisor.controlling.resources.scope import NAME as SCOPE
+from duovisor.controlling.snapshots.paging import ROLE as PAGER_ROLE
 from duovisor.spec.vm import Design, DiskSpec
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ def read_anatomy(machine: MachineDescription) -> Anatomy:
 
 def _drivers_of(process: ProcessDescription, machine: MachineDescription) -> tuple[str, ...]:
     """The device drivers (back ends) inside a process."""
+    if process.role == PAGER_ROLE:
+        return ()
     if process.role != "vmm":
         return (process.device,)
     if machine.spec.design is Design.MICROKERNELIZED:

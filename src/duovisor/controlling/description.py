@@ -121,6 +121,10 @@ class IncarnationDescription(BaseModel):
     changing_drive: int | None = None
     full: tuple[str, ...] = ()
 
+    def find_partitions(self, device: str) -> list[ProcessDescription]:
+        """The driver partitions of a device."""
+        return [each for each in self.processes if each.device == device and each.control]
+
 
 class MachineDescription(BaseModel):
     """A VM that runs, or was about to, as its owner sees it.

@@ -34,6 +34,7 @@ from duovisor.controlling.media.drives import Media, is_media_server
 from duovisor.controlling.network_helper import start_network_helper
 from duovisor.controlling.plugging.recovery import settle_plugging
 from duovisor.controlling.preflight import find_sandbox_tools
+from duovisor.controlling.snapshots.paging import Paging
 from duovisor.controlling.supervision.adoption import adopt_crew
 from duovisor.controlling.supervision.device import DeviceSupervisor
 from duovisor.controlling.supervision.format import FormatKeeper
@@ -43,7 +44,7 @@ from duovisor.hypervisor.qemu.devices import device_socket
 from duovisor.hypervisor.qemu.disks import disk_socket
 from duovisor.hypervisor.qemu.nics import nic_socket
 from duovisor.hypervisor.qemu.tpm import TPM_SOCKET
-from duovisor.hypervisor.thin_plan import CONSOLE_CHANNEL, STATE
+from duovisor.hypervisor.thin_plan import CONSOLE_CHANNEL
 from duovisor.spec.vm import Design, DiskFormat, VmmKind
 
 if TYPE_CHECKING:
@@ -109,6 +110,8 @@ class Incarnation:
         self.on_full: Callable[[str], Awaitable[bool]] = _let_wait
         self.files: dict[str, ExitStack] = {}  # of devices that were plugged in
         self.media = Media(vmm.run_dir, note, tell)
+        self.paging = Paging(vmm, factories, tell, note)
+        self.page_memory = self.paging.lend
         self._keepers: dict[str, FormatKeeper] = {}
         self._fixed: tuple[ProcessDescription, ...] = ()
         self._factories = factories
@@ -123,13 +126,14 @@ class Incarnation:
         """The incarnation as others may find it, its VMM first."""
         formats = [find_program(each.described) for each in self._keepers.values() if each.described]
         crews = [each for device in self.devices.values() for each in device.crew.describe()]
+        pagers = self.paging.describe()
         return IncarnationDescription(
             number=self.number,
             spec=self.spec,
             vmm=self.decision.kind,
             vmm_reason=self.decision.reason,
             plan=describe_plan(self.vmm.plan),
-            processes=(*self._fixed, *formats, *map(find_program, self.media.describe()), *crews),
+            processes=(*self._fixed, *formats, *map(find_program, self.media.describe()), *crews, *pagers),
             change=self.change,
             changing_drive=self.changing_drive,
             full=self.full,
@@ -158,8 +162,7 @@ class Incarnation:
         descriptor of a saved state that its VMM goes on from; ``kept`` is the folder of what outlasts a run.
         Raises ``DuovisorError``; ``end`` undoes everything.
         """
-        inside = self.spec.design is Design.MONOLITHIC
-        thin = self.decision.kind is VmmKind.THIN
+        inside, thin = self.spec.design is Design.MONOLITHIC, self.decision.kind is VmmKind.THIN
         if not inside and not thin:
             await self._start_devices(checked, console_log, old)
         if checked.tpm is not None and kept is not None:
@@ -169,7 +172,7 @@ class Incarnation:
             console_log,
             die_with_owner=die_with_owner,
             record=self.record_process,
-            taps=self.taps if inside else {STATE: state} if state is not None else {},
+            taps=self.taps if inside else self.paging.inherit(state),
             take_spare=self._factories.take_vmm if thin else None,
         )
         if thin:  # it makes itself ready meanwhile, then waits for them
@@ -224,6 +227,7 @@ class Incarnation:
         self.helpers = {name: process for name, process in running.items() if process is not None}
         if found is None:
             raise VmmGoneError(f"{self.name}: the VMM has ended")
+        await self.paging.adopt(left.processes)
         await self.vmm.adopt(found)
         await asyncio.to_thread(restore_rules, self.spec, [each.pid for each in left.processes], self.ruled)
         if self.decision.kind is VmmKind.QEMU:
@@ -241,6 +245,7 @@ class Incarnation:
             stack.callback(remove_rules, self.ruled)
             stack.callback(self.held.close)
             stack.push_async_callback(self.media.end)
+            stack.push_async_callback(self.paging.end)
             for helper in self.helpers.values():
                 # with the VMM gone their channel is closed and most have ended by themselves
                 stack.push_async_callback(helper.stop, grace_s=1.0)
@@ -253,7 +258,7 @@ class Incarnation:
 
     async def let_go(self) -> None:
         """Leave everything as it is; nobody writes down what is left while others are let go of."""
-        await self.media.let_go()
+        await asyncio.gather(self.media.let_go(), self.paging.let_go())
         await asyncio.gather(*(device.stop_watching() for device in self.devices.values()))
         await asyncio.gather(*(keeper.stop_watching() for keeper in self._keepers.values()))
         for device in self.devices.values():
@@ -447,14 +452,14 @@ class Incarnation:
     ) -> None:
         """Take over the drivers; what no living driver holds is opened again, an image locked."""
         if self.decision.kind is VmmKind.THIN:
-            found = _find_partitions(left, CONSOLE_CHANNEL)
+            found = left.find_partitions(CONSOLE_CHANNEL)
             pids = [each.pid for each in found]
             console = adopt_console(self.spec, self.run_dir, console_log, pids, self.held)
             await self._adopt_device(plan_console(self.spec, console), found)
         if self.spec.cdroms:
             adopt_media(self, left, await asyncio.to_thread(capabilities))
         for index, disk in self.spec.numbered_disks():
-            found = _find_partitions(left, disk_socket(index))
+            found = left.find_partitions(disk_socket(index))
             if disk.format is not DiskFormat.RAW:
                 await self._adopt_formatted(index, left, await asyncio.to_thread(capabilities))
                 continue
@@ -462,12 +467,12 @@ class Incarnation:
             await self._adopt_device(plan_disk(self.spec, index, descriptors, files=self.held), found)
         for index, nic in self.spec.numbered_nics():
             if nic.bridge is not None:
-                found = _find_partitions(left, nic_socket(index))
+                found = left.find_partitions(nic_socket(index))
                 tap = adopt_tap(self.spec, index, [each.pid for each in found], self.held)
                 self.taps[nic_socket(index)] = tap
                 await self._adopt_device(plan_nic(self.spec, index, {"tap": tap}), found)
         for index, device in enumerate(self.spec.devices):
-            found = _find_partitions(left, device_socket(index))
+            found = left.find_partitions(device_socket(index))
             opened = adopt_device(device, [each.pid for each in found], self.held)
             await self._adopt_device(plan_device(self.spec, index, opened, self.held), found)
 
@@ -475,7 +480,7 @@ class Incarnation:
         self, index: int, left: IncarnationDescription, capabilities: HostCapabilities
     ) -> None:
         name, disk = disk_socket(index), self.spec.disk_at(index)
-        found = _find_partitions(left, name)
+        found = left.find_partitions(name)
         tools = find_sandbox_tools(self.spec.design, capabilities)
         environment = self._build_format_environment(tools, capabilities)
         described = next(each for each in left.processes if each.device == name and is_format_process(each))
@@ -491,7 +496,3 @@ class Incarnation:
         device = self.add_device(plan, keeper)
         await adopt_crew(device.crew, found, self)
         device.supervise()
-
-
-def _find_partitions(left: IncarnationDescription, device: str) -> list[ProcessDescription]:
-    return [each for each in left.processes if each.device == device and each.control]

@@ -27,6 +27,7 @@ from duovisor.controlling.plugging.memory import look_at_memory
 from duovisor.controlling.plugging.plug import conclude
 from duovisor.controlling.resources.vm_group import VmGroup, find_vm_group, open_vm_group
 from duovisor.controlling.snapshots.loading import loading, open_state
+from duovisor.controlling.snapshots.paging import can_page
 from duovisor.controlling.supervision.factories import WAITING_AFTER_S, Factories
 from duovisor.controlling.supervision.records import DriverEvent, DriverEventKind, ignore_driver_events
 from duovisor.controlling.vmm_choice import VmmDecision
@@ -150,7 +151,8 @@ class Machine:
             machine.die_with_owner = die_with_owner
             machine.console_log = console_log or place.run_dir / "console.log"
             run_dir = place.open_incarnation(1)
-            plan = checked.build_plan(run_dir, place, restored=saved is not None)
+            pages = saved is not None and can_page()
+            plan = checked.build_plan(run_dir, place, restored=saved is not None, on_demand=pages)
             vmm = Vmm(plan, run_dir, checked.tools)
             machine.current = machine.make_incarnation(1, spec, checked.vmm, vmm, held)
             undo.pop_all()
@@ -160,7 +162,7 @@ class Machine:
             create_memory_file(place.memory_file, spec.memory_mib, vmm.owner)
             if spec.memory_room_mib > spec.memory_mib:
                 create_module_files(place.memory_file, vmm.owner)
-            await machine._begin(checked, saved)
+            await machine._begin(checked, saved, pages=pages)
             spares_after_s = 0.0 if saved is None else SPARES_AFTER_S
             await machine._settle(adopted=False, spares_after_s=spares_after_s)
             factories.prepare_vmm(spares_after_s)
@@ -170,7 +172,7 @@ class Machine:
             raise
         return machine
 
-    async def _begin(self, checked: CheckedStart, saved: SavedMachine | None) -> None:
+    async def _begin(self, checked: CheckedStart, saved: SavedMachine | None, *, pages: bool) -> None:
         begin = partial(
             self.current.begin,
             checked,
@@ -184,7 +186,8 @@ class Machine:
             await self.current.run()
             return
         self.current.spares_after_s = SPARES_AFTER_LOADING_S
-        async with loading(saved, self.place.memory_file) as loaded:
+        load = self.current.paging.loading if pages else loading
+        async with load(saved, self.place.memory_file) as loaded:
             await self._prepare(checked)
             state = open_state(saved)
             try:
@@ -192,6 +195,7 @@ class Machine:
             finally:
                 os.close(state)
             await self.current.run(loaded)
+            await self.current.paging.note_running()
 
     async def _prepare(self, checked: CheckedStart) -> None:
         self.group = await open_vm_group(checked.spec, checked.capabilities, self.run_dir)

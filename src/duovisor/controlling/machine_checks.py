@@ -66,14 +66,16 @@ class CheckedStart(NamedTuple):
     tpm: TpmEnvironment | None = None
     modules_mib: tuple[int, ...] = ()
 
-    def build_plan(self, run_dir: Path, place: Place, *, restored: bool = False) -> LaunchPlan:
+    def build_plan(
+        self, run_dir: Path, place: Place, *, restored: bool = False, on_demand: bool = False
+    ) -> LaunchPlan:
         """The launch plan of a VMM with the folder ``run_dir``.
 
-        ``restored``: it inherits a saved state, which the thin VMM alone can. For UEFI, its variables are
-        made if it has none. Raises ``HostLacksError`` or ``BootFileError``.
+        ``restored``: it inherits a saved state, which the thin VMM alone can; ``on_demand``: it has a pager,
+        too. For UEFI, its variables are made if it has none. Raises ``HostLacksError`` or ``BootFileError``.
         """
         if self.vmm.kind is VmmKind.THIN:
-            return self._build_thin_plan(place, restored=restored)
+            return self._build_thin_plan(place, restored=restored, on_demand=on_demand)
         qemu_path, qemu = self.capabilities.require_qemu()
         firmware = find_firmware(self.spec)
         sandboxed = self.spec.design is Design.MICROKERNELIZED
@@ -97,7 +99,7 @@ class CheckedStart(NamedTuple):
         gids = find_kvm_gids(self.capabilities)
         return build_launch_plan(self.spec, qemu, self.decision.accelerator, paths, gids)
 
-    def _build_thin_plan(self, place: Place, *, restored: bool) -> LaunchPlan:
+    def _build_thin_plan(self, place: Place, *, restored: bool, on_demand: bool) -> LaunchPlan:
         paths = ThinPaths(
             interpreter=interpreter(),
             runtime=find_standard_library(),
@@ -106,7 +108,8 @@ class CheckedStart(NamedTuple):
             libraries=find_libraries(),
             devices=tuple(DeviceShape(device.device_type) for device in self.devices),
         )
-        return build_thin(self.spec, self.decision.accelerator, paths, restored=restored)
+        accelerator = self.decision.accelerator
+        return build_thin(self.spec, accelerator, paths, restored=restored, on_demand=on_demand)
 
 
 def check_start(spec: VirtualMachineSpec, capabilities: HostCapabilities) -> CheckedStart:

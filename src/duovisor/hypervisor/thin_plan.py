@@ -31,6 +31,7 @@ COMMAND_LINE_MAX = 2047  # COMMAND_LINE_SIZE of x86 Linux is 2048
 CONSOLE_CHANNEL = "console-channel"
 CONSOLE_ARGUMENT = "console=hvc0"
 STATE = "state"
+PAGER, USERFAULT = "pager", "userfault"  # by which memory comes on demand
 
 PROGRAM = "duovisor.hypervisor.thin"
 # descriptors of files that its owner opens for it
@@ -112,10 +113,12 @@ def build_thin(
     paths: ThinPaths,
     *,
     restored: bool = False,
+    on_demand: bool = False,
 ) -> LaunchPlan:
     """Plan the thin VMM's process.
 
-    ``restored``: it inherits the descriptor ``state`` of a saved state, and goes on. Raises ``PlanError``.
+    ``restored``: it inherits the descriptor ``state`` of a saved state, and goes on; ``on_demand``: a pager
+    fills its memory meanwhile. Raises ``PlanError``.
     """
     if (obstacle := find_obstacle(spec, accelerator)) is not None:
         raise PlanError(obstacle, remedy="use vmm: qemu")
@@ -127,6 +130,8 @@ def build_thin(
         files.append((INITRD, Path(spec.kernel.initrd)))
     names = [name for name, _ in files]
     descriptors = [*names, QMP_SOCKET, *channels, *([STATE] if restored else [])]
+    if on_demand:
+        descriptors += [PAGER, USERFAULT]
     config = {
         "name": spec.name,
         "cpus": spec.cpus,

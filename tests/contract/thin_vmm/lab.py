@@ -84,6 +84,21 @@ class Lab:
                 await asyncio.sleep(0.02)
         return said
 
+    async def wait_more_than(self, manager: VmManager, said: bytes) -> bytes:
+        """The same once it has said some more than that."""
+        return await self.wait_ticks(manager, len(said) + 3)
+
+    async def wait_event(self, kind: str) -> None:
+        """Wait until that has happened."""
+        async with asyncio.timeout(120):
+            while kind not in self.kinds:
+                await asyncio.sleep(0.01)
+
+    def find_snapshot(self, name: str) -> Path:
+        """The folder of a snapshot of its VM's."""
+        [folder] = self.directories.state.glob(f"snapshots/*/{name}")
+        return folder
+
     async def wait_more(self, manager: VmManager) -> bytes:
         """The same once it has said a good deal more."""
         return await self.wait_ticks(manager, len(await manager.read_console_log("vm", 1 << 20)) + 64)

@@ -27,6 +27,21 @@ TICKING = (
     b"\x48\x89\xd8\x48\xc1\xe8\x0c\x24\x0f\x04\x61"  # mov rax, rbx; shr rax, 12; and al, 15; add al, 'a'
     b"\x66\xba\xf8\x03\xee\xeb\xe4"  # mov dx, 0x3f8; out dx, al; jmp 1b
 )
+# writes its address into each page from 2 to 34 MiB; then, again and again, compares those below 32 MiB,
+# writes beside it and says 'a' + count % 16, or '!' when one is not what it was
+REMEMBERING_FROM, REMEMBERING_TO, WRITTEN_TO = 2 << 20, 32 << 20, 34 << 20
+REMEMBERING = (
+    b"\xbf\x00\x00\x20\x00\x48\x89\x3f"  # mov edi, 2 MiB; 1: mov [rdi], rdi
+    b"\x48\x81\xc7\x00\x10\x00\x00"  # add rdi, 4096
+    b"\x48\x81\xff\x00\x00\x20\x02\x72\xed"  # cmp rdi, 34 MiB; jb 1b
+    b"\x31\xdb\xbf\x00\x00\x20\x00"  # xor ebx, ebx; 2: mov edi, 2 MiB
+    b"\x48\x39\x3f\x75\x23\x48\x89\x5f\x08"  # 3: cmp [rdi], rdi; jne 4f; mov [rdi + 8], rbx
+    b"\x48\x81\xc7\x00\x10\x00\x00"  # add rdi, 4096
+    b"\x48\x81\xff\x00\x00\x00\x02\x72\xe7"  # cmp rdi, 32 MiB; jb 3b
+    b"\xff\xc3\x89\xd8\x24\x0f\x04\x61"  # inc ebx; mov eax, ebx; and al, 15; add al, 'a'
+    b"\x66\xba\xf8\x03\xee\xeb\xd3"  # mov dx, 0x3f8; out dx, al; jmp 2b
+    b"\xb0\x21\x66\xba\xf8\x03\xee\xfa\xf4\xeb\xfc"  # 4: mov al, '!'; out dx, al; cli; hlt
+)
 TIMEOUT_S = 120.0
 
 

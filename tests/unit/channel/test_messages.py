@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from duovisor.channel import messages as m
+from duovisor.channel import requests as r
 from duovisor.channel.errors import ProtocolError
 
 if TYPE_CHECKING:
@@ -47,30 +48,30 @@ def test_vring_state_round_trip(index: int, number: int) -> None:
 
 @given(st.tuples(U32, U32, U64, U64, U64, U64))
 def test_vring_address_round_trip(fields: tuple[int, int, int, int, int, int]) -> None:
-    parsed = m.parse_vring_address(m.build_vring_address(m.VringAddress(*fields)))
+    parsed = r.parse_vring_address(m.build_vring_address(m.VringAddress(*fields)))
     assert [getattr(parsed, name) for name in VRING_ADDRESS_FIELDS] == list(fields)
 
 
 @given(st.lists(st.tuples(U64, U64, U64, U64), max_size=8))
 def test_memory_table_round_trip(regions: list[tuple[int, int, int, int]]) -> None:
-    parsed = m.parse_memory_table(m.build_memory_table([m.RegionDescription(*region) for region in regions]))
+    parsed = r.parse_memory_table(m.build_memory_table([m.RegionDescription(*region) for region in regions]))
     assert [(r.guest_address, r.size, r.user_address, r.mmap_offset) for r in parsed] == regions
 
 
 def test_memory_table_of_nine_regions_is_refused() -> None:
     with pytest.raises(ProtocolError, match="9 regions"):
-        m.parse_memory_table(m.build_memory_table([m.RegionDescription(0, 1, 0, 0)] * 9))
+        r.parse_memory_table(m.build_memory_table([m.RegionDescription(0, 1, 0, 0)] * 9))
 
 
 def test_memory_table_shorter_than_it_says_is_refused() -> None:
     whole = m.build_memory_table([m.RegionDescription(0, 1, 0, 0)] * 3)
     for length in range(len(whole)):
         with pytest.raises(ProtocolError):
-            m.parse_memory_table(whole[:length])
+            r.parse_memory_table(whole[:length])
 
 
 def test_memory_region_round_trip() -> None:
-    parsed = m.parse_memory_region(m.build_memory_region(m.RegionDescription(1, 2, 3, 4)))
+    parsed = r.parse_memory_region(m.build_memory_region(m.RegionDescription(1, 2, 3, 4)))
     assert (parsed.guest_address, parsed.size, parsed.user_address, parsed.mmap_offset) == (1, 2, 3, 4)
 
 
@@ -95,18 +96,18 @@ def test_inflight_with_and_without_padding(length: int) -> None:
 
 
 def test_vring_descriptor_says_whether_one_comes() -> None:
-    assert m.parse_vring_descriptor(m.build_u64(3)) == (3, True)
-    assert m.parse_vring_descriptor(m.build_u64(3 | m.VRING_NO_DESCRIPTOR)) == (3, False)
+    assert r.parse_vring_descriptor(m.build_u64(3)) == (3, True)
+    assert r.parse_vring_descriptor(m.build_u64(3 | r.VRING_NO_DESCRIPTOR)) == (3, False)
 
 
 PARSERS: list[tuple[Callable[[bytes], object], set[int]]] = [
     (m.parse_u64, {8}),
     (m.parse_vring_state, {8}),
-    (m.parse_vring_address, {40}),
-    (m.parse_vring_descriptor, {8}),
-    (m.parse_memory_region, {40}),
+    (r.parse_vring_address, {40}),
+    (r.parse_vring_descriptor, {8}),
+    (r.parse_memory_region, {40}),
     (m.parse_inflight, {20, 24}),
-    (m.parse_log, {16}),
+    (r.parse_log, {16}),
 ]
 
 
@@ -122,6 +123,6 @@ def test_only_the_right_length_is_accepted(parse: Callable[[bytes], object], len
 
 @given(st.binary(max_size=400))
 def test_no_parser_raises_anything_else(payload: bytes) -> None:
-    for parse in [*(parse for parse, _ in PARSERS), m.parse_memory_table, m.parse_config]:
+    for parse in [*(parse for parse, _ in PARSERS), r.parse_memory_table, m.parse_config]:
         with contextlib.suppress(ProtocolError):
             parse(payload)

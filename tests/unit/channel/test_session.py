@@ -13,6 +13,7 @@ from tests.unit.channel.echo_device import EchoDevice
 
 from duovisor.channel import features as bits
 from duovisor.channel import messages as m
+from duovisor.channel import requests as r
 from duovisor.channel.connection import Connection, Message
 from duovisor.channel.errors import ChannelError, ProtocolError
 from duovisor.channel.messages import Request
@@ -175,7 +176,7 @@ REFUSED = [
     (Request.SET_VRING_ENABLE, m.build_vring_state(5, 1), "queue 5"),
     (Request.SET_VRING_KICK, m.build_u64(0), "0 descriptors, not 1"),
     (Request.SET_VRING_CALL, m.build_u64(200), "queue 200"),
-    (Request.SET_VRING_KICK, m.build_u64(m.VRING_NO_DESCRIPTOR), "polled"),
+    (Request.SET_VRING_KICK, m.build_u64(r.VRING_NO_DESCRIPTOR), "polled"),
     (Request.SET_LOG_BASE, m.build_log(4096, 0), "0 descriptors"),
     (Request.SET_LOG_FD, b"", "0 descriptors"),
     (Request.SET_MEM_TABLE, m.build_memory_table([m.RegionDescription(0, 1, 0, 0)]), "0 descriptors, not 1"),

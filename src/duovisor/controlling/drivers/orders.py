@@ -62,7 +62,7 @@ class Assignment:
 
     def take_others(self) -> dict[str, int]:
         """What is for the device: every descriptor that the partition does not use itself."""
-        own = {"listener", "page", "channel", "succession", "active"}
+        own = {"listener", "page", "channel", "succession", "active", "pager", "userfault"}
         return {name: self.descriptors.pop(name) for name in tuple(self.descriptors) if name not in own}
 
     def close(self) -> None:

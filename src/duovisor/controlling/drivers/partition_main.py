@@ -29,9 +29,11 @@ from duovisor.controlling.drivers.bounded_log import print_to
 from duovisor.controlling.drivers.confinement import BIRTH, LOG
 from duovisor.controlling.drivers.control_server import ControlServer
 from duovisor.controlling.drivers.errors import DriverError
+from duovisor.controlling.drivers.memory_on_demand import MemoryOnDemand
 from duovisor.controlling.drivers.net_device import NetDevice
 from duovisor.controlling.drivers.net_throttle import NetThrottle
 from duovisor.controlling.drivers.orders import Assignment, parse_assignment, parse_name, parse_rate
+from duovisor.controlling.drivers.pager import Pager, parse_load, parse_pace
 from duovisor.controlling.drivers.resting import describe_device
 from duovisor.controlling.drivers.throttle import Throttle
 from duovisor.errors import DuovisorError
@@ -56,6 +58,7 @@ class Role(StrEnum):
     IDLE = "idle"
     ACTIVE = "active"
     SPARE = "spare"
+    PAGER = "pager"
 
 
 def run_partition(become: Callable[[], None], drivers: dict[str, CreateDevice], code: str) -> NoReturn:
@@ -94,6 +97,7 @@ class Partition:
         self._device: VirtioDevice | None = None
         self._backend: Backend | None = None
         self._standby: Standby | None = None
+        self._pager: Pager | None = None
         self._throttle: Throttle | None = None
         self._card_throttle: NetThrottle | None = None
         self._hung: dict[str, object] | None = None
@@ -105,6 +109,7 @@ class Partition:
         self._orders: dict[str, Callable[[Packet], dict[str, Any]]] = {
             "serve": self._begin,
             "stand_by": self._begin,
+            "load": self._load,
             "add_successor": self._add_successor,
             "hand_over": self._hand_over,
             "attach": self._attach,
@@ -135,6 +140,9 @@ class Partition:
         return EXIT_FAILED
 
     def _work(self) -> int:
+        if self._pager is not None:
+            self._pager.run(lambda: self._ends)
+            return 0
         connection = "new"
         if self._standby is not None:
             outcome = self._standby.run()
@@ -189,8 +197,25 @@ class Partition:
             assignment.close()
         return {}
 
+    def _load(self, packet: Packet) -> dict[str, Any]:
+        """This is no driver, but fills the memory of the guest."""
+        if self._role is not Role.IDLE:
+            raise DriverError(f"this partition has its assignment: {self._role}")
+        given, pace_s = parse_load(packet)
+        try:
+            self._pager = Pager(self._loop, given, pace_s, lambda: self._control.announce("loaded"))
+        except OSError as error:
+            self._ends = self._refused = True
+            raise DriverError(f"the memory cannot be loaded: {error.strerror}") from error
+        self._role = Role.PAGER
+        self._control.listen(socket.socket(fileno=given["listener"]))
+        return self._pager.report()
+
     def _start(self, assignment: Assignment, device: VirtioDevice) -> None:
         page = Page.open(assignment.find("page"))
+        maker, pager = assignment.take("userfault"), assignment.take("pager")
+        if maker is not None and pager is not None:
+            device.on_demand = MemoryOnDemand(maker, pager, self._loop)
         listener = assignment.take_socket("listener")
         if assignment.stands_by:
             self._standby = Standby(
@@ -229,6 +254,10 @@ class Partition:
         return {}
 
     def _attach(self, packet: Packet) -> dict[str, Any]:
+        if self._pager is not None:
+            for descriptor in packet.take_descriptors().values():
+                self._pager.add(descriptor)
+            return {}
         attach = getattr(self._device, "attach", None)
         if attach is None:
             raise DriverError("this device takes no descriptors")
@@ -247,6 +276,9 @@ class Partition:
         return {}
 
     def _limit(self, packet: Packet) -> dict[str, Any]:
+        if self._pager is not None:
+            self._pager.pace_s = parse_pace(packet)
+            return {}
         self._set_rate(parse_rate(packet.message))
         return {}
 
@@ -274,6 +306,8 @@ class Partition:
             self._backend.reap()
 
     def _status(self, _: Packet) -> dict[str, Any]:
+        if self._pager is not None:
+            return self._pager.report()
         return {
             "role": self._role,
             "driver": self._assignment.driver if self._assignment else None,

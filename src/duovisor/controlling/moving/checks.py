@@ -41,6 +41,10 @@ def check_move(machine: Machine, design: Design, capabilities: HostCapabilities)
             f"{spec.name} runs on the thin VMM, whose state no QEMU understands",
             remedy="start it with vmm: qemu to move it between the designs",
         )
+    if machine.current.paging.is_loading:
+        raise MoveRefusedError(
+            f"{spec.name} was restored, and its memory is still being loaded", remedy="try again in a moment"
+        )
     for device in machine.devices.values():
         if device.state is not DeviceState.RUNNING:
             raise MoveRefusedError(

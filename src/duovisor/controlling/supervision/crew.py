@@ -208,7 +208,8 @@ class Crew:
             fields["hang_s"] = hang_s
         with bind_listener(self._host.run_dir / seat.control_name) as listener:
             given = {"listener": listener.fileno(), "page": self.page, **plan.descriptors, **descriptors}
-            await seat.request(order, given, **fields)
+            async with self._host.page_memory() as paging:
+                await seat.request(order, {**given, **paging}, **fields)
 
     async def _dismiss_newcomer(self) -> None:
         seat, self.newcomer = self.newcomer, None

@@ -10,6 +10,7 @@ from duovisor.controlling.partitions.factory import Modules
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Mapping
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from duovisor.controlling.partitions.limits import PartitionLimits
@@ -71,6 +72,10 @@ class Host(Protocol):
 
     def record(self) -> None:
         """Write down which processes there are."""
+        ...
+
+    def page_memory(self) -> AbstractAsyncContextManager[Mapping[str, int]]:
+        """Descriptors by which a driver has memory on demand; none when all of the guest's is there."""
         ...
 
     async def wait_ended(self, *, timeout_s: float) -> bool:

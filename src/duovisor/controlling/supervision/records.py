@@ -22,6 +22,8 @@ class DriverEventKind(StrEnum):
     GONE = "device-gone"
     FULL = "disk-full"
     ROOM = "disk-room"
+    MEMORY_LOADED = "memory-loaded"
+    MEMORY_LOST = "memory-lost"
 
 
 class DriverEvent(NamedTuple):

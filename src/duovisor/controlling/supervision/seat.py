@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MESSAGE_CHARACTERS = 500
 LAST_WORDS_S = 0.05  # what it said before it died may still be on its way
-EVENTS = ("serving", "hung", "interrupted", "failed", "queue_failed", "full")
+EVENTS = ("serving", "hung", "interrupted", "failed", "queue_failed", "full", "loaded")
 
 
 class Seat:

@@ -7,6 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from duovisor.controlling.media.drives import is_media_server
+from duovisor.controlling.snapshots.paging import DEVICE as MEMORY
 from duovisor.controlling.vms.errors import DeviceNotFoundError
 from duovisor.errors import DuovisorError
 
@@ -111,7 +112,7 @@ class ActiveVm:
 
     async def _report_lost(self) -> None:
         """An adopted VM may lack a helper from the start; drivers and others of theirs are replaced."""
-        known = {"", *self.machine.helpers, *self.machine.devices}
+        known = {"", MEMORY, *self.machine.helpers, *self.machine.devices}
         for process in self.machine.description.processes:
             if process.device not in known and not is_media_server(process):
                 await self._on_fault(self, f"the {process.role} of {process.device} ended unobserved")

@@ -182,7 +182,7 @@ class HostVms:
         def tell(event: DriverEvent) -> None:
             message = f"{event.device}: {event.message}"
             self._tell(EventKind(event.kind.value), name, uuid, message)
-            if event.kind is DriverEventKind.FAILED:
+            if event.kind in (DriverEventKind.FAILED, DriverEventKind.MEMORY_LOST):
                 run = self._runs.of(uuid, name).with_fault(Fault(at=now(), message=message))
                 note = asyncio.create_task(self._runs.write(run))
                 self._notes.add(note)

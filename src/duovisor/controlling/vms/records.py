@@ -176,6 +176,8 @@ class EventKind(StrEnum):
     DEVICE_GONE = "device-gone"
     DISK_FULL = "disk-full"
     DISK_ROOM = "disk-room"
+    MEMORY_LOADED = "memory-loaded"
+    MEMORY_LOST = "memory-lost"
     ADOPTED = "adopted"
     ROLLED_BACK = "rolled-back"
 

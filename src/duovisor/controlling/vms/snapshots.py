@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     Tell = Callable[[EventKind, str, str, str], None]
 
 DISKS_PERCENT, START_PERCENT = 10, 70
+LOADED_TIMEOUT_S = 60.0  # a guest that was restored a moment ago
 
 
 def read_host_processors() -> Processors:
@@ -101,6 +102,11 @@ class Snapshots:
         check_vm(machine.spec, machine.current.decision.kind)
         folder = self._folder(vm.uuid)
         folder.require_absent(name)
+        if not await machine.current.paging.wait_loaded(LOADED_TIMEOUT_S):
+            raise SnapshotRefusedError(
+                f"{vm.name} was restored, and its memory is still being loaded",
+                remedy="try again in a moment",
+            )
         try:
             snapshot = await self._take(vm, folder, name, progress)
         except DuovisorError as error:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 CONTROL, DEBUG, STATE = "qmp", "debug", "state"
 KVM, MEMORY, KERNEL, INITRD = "kvm", "memory", "kernel", "initrd"
+PAGER, USERFAULT = "pager", "userfault"
 NEEDED = (CONTROL, KVM, MEMORY, KERNEL)
 MEMORY_MIB_MIN = 32
 

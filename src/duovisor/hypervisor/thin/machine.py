@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import time
 
+from duovisor.channel.on_demand import OnDemand
 from duovisor.hypervisor.errors import HypervisorError
 from duovisor.hypervisor.thin import acpi, boot, layout, processors
 from duovisor.hypervisor.thin.bus import Bus
-from duovisor.hypervisor.thin.config import DEBUG, INITRD, KERNEL, KVM, MEMORY
+from duovisor.hypervisor.thin.config import DEBUG, INITRD, KERNEL, KVM, MEMORY, PAGER, USERFAULT
 from duovisor.hypervisor.thin.cpu_model import DENIED_MSRS, build_cpuid
 from duovisor.hypervisor.thin.devices import build_devices
 from duovisor.hypervisor.thin.entry_state import write_defaults, write_entry
@@ -65,6 +66,9 @@ class Machine:
         given = config.descriptors
         self.vm = vm
         self.memory = Memory(given[MEMORY], config.memory_mib << 20)
+        if PAGER in given:
+            self._on_demand = OnDemand(given[USERFAULT], given[PAGER])
+            self._on_demand.register(self.memory.view, 0)
         self.memory.attach(self.vm)
         self._files = boot.BootFiles(given[KERNEL], given.get(INITRD), config.command_line)
         self.memory_space, self.io_space = Bus(), Bus()
