@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from duovisor.controlling.plugging.memory import UNSEEN
 from duovisor.sandbox import UID_BASE
 from duovisor.spec.vm import Design
 
@@ -61,6 +62,13 @@ def test_guest_boots_on_kvm(reports: Reports, design: Design) -> None:
 def test_guest_has_an_address(reports: Reports, design: Design) -> None:
     address = reports.find("address", design)
     assert (address["exit"], address["output"]) == (0, "inet 10.0.2.15\n")
+
+
+@pytest.mark.parametrize("design", Design)
+def test_memory_comes_to_the_guest(reports: Reports, design: Design) -> None:
+    memory = reports.find("memory", design)
+    assert memory["said"] == UNSEEN
+    assert int(memory["has"]) == int(memory["had"]) + (128 << 10)
 
 
 @pytest.mark.parametrize("design", Design)

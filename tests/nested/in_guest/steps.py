@@ -30,6 +30,7 @@ from duovisor.controlling.images.store import load_image
 from duovisor.controlling.machine import start_machine
 from duovisor.controlling.networks.bridged import open_bridged_tap
 from duovisor.controlling.networks.interfaces import read_tap_name
+from duovisor.controlling.plugging.memory import add_memory, look_at_memory
 from duovisor.controlling.probe_vm import SCRATCH_SERIAL, build_probe_spec, make_scratch_disk
 from duovisor.directories import find_directories
 from duovisor.hardware.capabilities import read_capabilities
@@ -55,6 +56,12 @@ OURS = re.compile(r"qemu-system|bwrap|passt|duovisor\.controlling\.drivers")
 WHO_RUNS_US = "dmesg | grep -o 'Hypervisor detected: .*'"
 SHOW_ADDRESS = "ip -4 address show eth0 | grep -o 'inet [0-9.]*'"
 WAIT_FOR_ADDRESS = f"for i in $(seq 100); do {SHOW_ADDRESS} && exit; sleep 0.1; done; exit 1"
+
+MORE_MEMORY_MIB = 128
+COUNT_MEMORY = "awk '/MemTotal/ {print $2}' /proc/meminfo"
+SWITCH_MEMORY_ON = (
+    "for f in /sys/devices/system/memory/memory*/state; do grep -q online $f || echo online > $f; done"
+)
 
 # the second card: on a bridge of the outer guest, whose address is this
 BRIDGE, HOST = "br-inner", "10.0.8.1"
@@ -115,12 +122,22 @@ async def exercise(machine: Machine, started: float) -> None:
         for step, command in (("who-runs-us", WHO_RUNS_US), ("address", WAIT_FOR_ADDRESS)):
             done = await guest.run(command, COMMAND_TIMEOUT_S)
             report(step, design, exit=done.exit, output=done.output.decode(errors="replace"))
+        await add_to(machine, guest)
         device = booted.find_disk(SCRATCH_SERIAL)
         verified = await run_verify(guest, device, size_mib=VERIFY_MIB) if device else "there is no disk"
         report("verify", design, verify=verified)
         await exercise_card(machine, guest)
     obeyed = await machine.shut_down()
     report("shutdown", design, obeyed=obeyed, history=machine.vmm.lifecycle.history)
+
+
+async def add_to(machine: Machine, guest: ProbeClient) -> None:
+    """More memory, which the guest switches on; what comes next may use it."""
+    had = await guest.run(COUNT_MEMORY, COMMAND_TIMEOUT_S)
+    await add_memory(machine, machine.spec.memory_room_mib)
+    said = await look_at_memory(machine, COMMAND_TIMEOUT_S)
+    has = await guest.run(f"{SWITCH_MEMORY_ON}; {COUNT_MEMORY}", COMMAND_TIMEOUT_S)
+    report("memory", machine.spec.design, said=said, had=had.output.decode(), has=has.output.decode())
 
 
 async def exercise_card(machine: Machine, guest: ProbeClient) -> None:
@@ -201,7 +218,8 @@ async def run_design(design: Design, image: Image) -> None:
         with make_scratch_disk(Path("/run"), design, size_mib=SCRATCH_MIB) as scratch:
             spec = build_probe_spec(f"inner-{design}", design, image, scratch)
             nics = (*spec.nics, NicSpec(bridge=BRIDGE))
-            await run_machine(spec.model_copy(update={"nics": nics}))
+            room = {"memory_max_mib": spec.memory_mib + MORE_MEMORY_MIB}
+            await run_machine(spec.model_copy(update={"nics": nics, **room}))
     except Exception:  # whatever it is, the host wants to know
         report("failed", design, traceback=traceback.format_exc())
 
