@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.kill_devices import ISOS, build_vm
+from bench.kill_devices import CPUS_MAX, ISOS, build_vm
 from bench.kill_ledger import GONE, SERVER_ERROR, Fact, Ledger, read_fact
 from bench.service_process import build_boot_disk
 
 from duovisor.client.errors import ApiError, ConnectionLostError, ServiceUnreachableError
+from duovisor.hardware.capabilities import find_tools
+from duovisor.hardware.resource_groups import find_groups_problem
 
 if TYPE_CHECKING:
     from bench.service_process import ServiceProcess
@@ -50,6 +54,9 @@ CHOICES: dict[str, dict[str, int]] = {
         "insert": 4,
         "eject": 3,
         "reset-nvram": 5,
+        "set-cpus": 3,
+        "limit-nic": 3,
+        "set-limits": 3,
     },
     "running": {
         "pause": 20,
@@ -64,6 +71,9 @@ CHOICES: dict[str, dict[str, int]] = {
         "insert": 16,
         "eject": 8,
         "reset-nvram": 1,
+        "set-cpus": 12,
+        "limit-nic": 12,
+        "set-limits": 8,
     },
     "paused": {
         "resume": 60,
@@ -75,6 +85,8 @@ CHOICES: dict[str, dict[str, int]] = {
         "attach": 8,
         "insert": 8,
         "eject": 3,
+        "set-cpus": 4,
+        "limit-nic": 4,
     },
     "on the way": {"stop": 30, "edit": 20, "pause": 20, "resume": 5, "start": 5},
 }
@@ -155,10 +167,23 @@ class Client(BaseClient):
     """One that acts on VMs."""
 
     def __init__(
-        self, service: ServiceProcess, ledger: Ledger, pause: Pause, seed: str, names: int, *, devices: bool
+        self,
+        service: ServiceProcess,
+        ledger: Ledger,
+        pause: Pause,
+        seed: str,
+        names: int,
+        *,
+        devices: bool,
+        bridge: str | None,
     ) -> None:
         super().__init__(service, ledger, pause, seed)
         self._devices = devices
+        self._bridge = bridge
+        self.resource_changes = 0
+        tools = find_tools(os.environ)
+        is_root = os.geteuid() == 0
+        self._has_groups = not find_groups_problem(Path("/"), tools.systemd_run, os.environ, is_root=is_root)
         self._names = [f"vm{number}" for number in range(names)]
 
     def _judge(self, error: Exception) -> None:
@@ -193,6 +218,8 @@ class Client(BaseClient):
                 self._detach(vm)
             case "insert" | "eject":
                 self._change_medium(name, action)
+            case "set-cpus" | "limit-nic" | "set-limits":
+                self._change_resources(vm, action)
             case "reset-nvram":
                 self._send("POST", f"/v1/vms/{name}/reset-nvram")
             case _:
@@ -205,7 +232,7 @@ class Client(BaseClient):
         fact = Fact(name, self._mark())
         disk = self._service.root / f"disk{self._ledger.next_number()}.raw"
         disk.write_bytes(build_boot_disk())
-        spec = build_vm(name, disk, self._random, devices=self._devices)
+        spec = build_vm(name, disk, self._random, devices=self._devices, bridge=self._bridge)
         with self._ledger.creating(fact) as answer:
             vm = self._send("POST", "/v1/vms", {"spec": spec, "autostart": {"order": fact.mark}})
             answer.uuid, answer.revision = vm["record"]["uuid"], vm["record"]["revision"]
@@ -241,6 +268,27 @@ class Client(BaseClient):
         medium = {"path": str(self._service.root / self._random.choice(ISOS))}
         options = {"medium": medium} if action == "insert" else {}
         self._follow(self._begin(name, f"cdroms/0/{action}", options))
+
+    def _change_resources(self, vm: Document, action: str) -> None:
+        """Where the VM has what it takes, and the host groups for limits of processors."""
+        choose, spec = self._random.choice, vm["record"]["spec"]
+        wanted: Document | None = None
+        if action == "set-cpus" and spec["cpus_max"]:
+            wanted = {"cpus": self._random.randint(1, CPUS_MAX)}
+        elif action == "limit-nic" and spec["nics"]:
+            limits = {each: choose((None, 1 << 20, 8 << 20)) for each in ("in_limit", "out_limit")}
+            wanted = {"device": "nic0", **limits}
+        elif action == "set-limits" and self._has_groups:
+            wanted = {"cpu_weight": choose((None, 50, 200)), "cpu_limit": choose((None, 0.5, 1.5))}
+        if wanted is None:
+            return
+        try:
+            self._send("POST", f"/v1/vms/{vm['record']['name']}/{action}", wanted)
+        except ApiError as error:
+            if error.code != "vmm-gone":  # a guest whose power button was pressed
+                raise
+        else:
+            self.resource_changes += 1
 
     def _delete(self, vm: Document) -> None:
         with self._ledger.changing(vm, GONE):

@@ -1,4 +1,7 @@
-"""What VMs of a trial have besides a disk: CD-ROM drives, TPMs, UEFI variables; and what is left of those."""
+"""What VMs of a trial have besides a disk: CD-ROM drives, TPMs, UEFI variables, cards, room for processors.
+
+And what is left of those, or is not as the definition says.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.service_process import build_small_vm
+from tests.networks import list_ports
 
 from duovisor.spec.vm import Design
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Iterable
 
     from duovisor.controlling.description import MachineDescription
     from duovisor.directories import Directories
 
 ISOS = ("first.iso", "second.iso")
 ISO_BYTES = 64 << 10
-HAS_DRIVE, HAS_TPM, HAS_UEFI = 0.5, 0.3, 0.1
+HAS_DRIVE, HAS_TPM, HAS_UEFI, HAS_CARD, HAS_ROOM = 0.5, 0.3, 0.1, 0.4, 0.5
+CPUS_MAX = 3
 UEFI_MEMORY_MIB = 64
 DESIGNS = tuple(Design)
 
@@ -29,8 +35,10 @@ def write_isos(folder: Path) -> None:
         (folder / name).write_bytes(bytes(ISO_BYTES))
 
 
-def build_vm(name: str, disk: Path, choose: random.Random, *, devices: bool) -> dict[str, Any]:
-    """The specification of a small VM, with some of those ``devices`` or none."""
+def build_vm(
+    name: str, disk: Path, choose: random.Random, *, devices: bool, bridge: str | None
+) -> dict[str, Any]:
+    """The specification of a small VM, with some of those ``devices`` or none; cards are on ``bridge``."""
     spec = build_small_vm(name, choose.choice(DESIGNS), disk)
     if not devices:
         return spec
@@ -40,7 +48,26 @@ def build_vm(name: str, disk: Path, choose: random.Random, *, devices: bool) -> 
         spec |= {"firmware": "uefi", "memory_mib": UEFI_MEMORY_MIB, "tpm": True}
     elif choose.random() < HAS_TPM:
         spec["tpm"] = True
+    if bridge is not None and choose.random() < HAS_CARD:
+        spec["nics"] = [{"bridge": bridge}]
+    if choose.random() < HAS_ROOM:
+        spec |= {"cpus_max": CPUS_MAX, "vmm": "qemu"}
     return spec
+
+
+def find_processor_faults(name: str, vm: dict[str, Any], description: MachineDescription) -> list[str]:
+    """Whether a running VM has more processors than its definition.
+
+    Fewer are right: those that were asked for when the service was killed come at the next start.
+    """
+    defined, has = vm["record"]["spec"]["cpus"], description.spec.cpus
+    return [f"{name} has {has} processors, and is defined with {defined}"] if has > defined else []
+
+
+def find_card_faults(bridge: str, known: Iterable[MachineDescription]) -> list[str]:
+    """Whether the ports of the bridge are those of the running VMs' cards."""
+    ports, cards = list_ports(bridge), sum(len(each.spec.nics) for each in known)
+    return [] if len(ports) == cards else [f"the bridge has the ports {ports}, the VMs {cards} cards"]
 
 
 def list_media(spec: dict[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench.kill_devices import find_leftovers, find_media_faults
+from bench.kill_devices import find_card_faults, find_leftovers, find_media_faults, find_processor_faults
 from bench.service_process import find_processes
 
 from duovisor.controlling.description import Duty, MachineDescription, Phase, load_description
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Document = dict[str, Any]
 
 ACTIVE = ("starting", "running", "paused", "stopping")
-BOOTED_WITH = ("", "disk0", "tpm")  # the others are plugged in while it runs
+BOOTED_WITH = ("", "disk0", "tpm", "nic0")  # the others are plugged in while it runs
 PERMANENT = {"vms", "duovisord.sock", "memory", "networks"}
 
 _LATEST_RUNS = """
@@ -57,8 +57,13 @@ def find_running(directories: Directories) -> dict[str, RunningVm]:
     return found
 
 
-def find_disagreements(directories: Directories, vms: list[Document], own_pids: set[int]) -> list[str]:
-    """Everything in which host, store and service differ, one line each; ``own_pids`` are no VM's."""
+def find_disagreements(
+    directories: Directories, vms: list[Document], own_pids: set[int], bridge: str | None = None
+) -> list[str]:
+    """Everything in which host, store and service differ, one line each; ``own_pids`` are no VM's.
+
+    ``bridge`` is that of the VMs' cards.
+    """
     active = {vm["record"]["name"]: vm for vm in vms if vm["status"]["state"] in ACTIVE}
     described = {name: load_description(directories.vms / name) for name in active}
     known = {name: description for name, description in described.items() if description is not None}
@@ -71,6 +76,7 @@ def find_disagreements(directories: Directories, vms: list[Document], own_pids: 
     found += _check_mounts(directories, wanted=bool(active))
     for name, description in known.items():
         found += _check_vm(directories.vms / name, active[name], description)
+    found += find_card_faults(bridge, known.values()) if bridge is not None else []
     found += _check_processes(directories, known, own_pids)
     found += _check_sockets(directories, known)
     return found + _check_store(directories, vms)
@@ -114,6 +120,7 @@ def _check_vm(folder: Path, vm: Document, description: MachineDescription) -> li
         if not is_living(process.identity):
             found.append(f"{name} is {status['state']}; its {process.role} {process.identity} has ended")
     found += find_media_faults(name, vm, description)
+    found += find_processor_faults(name, vm, description)
     sockets = {path.stem for path in folder.glob("*/*.sock")}
     if sockets != {*description.current.plan.sockets}:
         found.append(f"{name} has the sockets {sockets}, not {description.current.plan.sockets}")

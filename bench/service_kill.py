@@ -6,7 +6,8 @@ belongs to nothing; and store, service and host say the same. Goal: 200 kills, 0
 JSON: ``kills``, ``operations`` (that began), ``violations`` (their number), ``details``.
 
 VMs are real ones: 16 MiB, a boot sector that obeys the power button; some have a CD-ROM drive whose medium is
-changed, a TPM, or UEFI variables, which are reset. One restart of five is itself killed.
+changed, a TPM, UEFI variables, which are reset, a card on a bridge, which is limited, or room for processors,
+which come. Limits of processors are changed where the host has groups. One restart of five is itself killed.
 Networks are made in a namespace of the trial's own, and left out where there can be none.
 """
 
@@ -31,7 +32,7 @@ from bench.kill_ledger import Ledger
 from bench.kill_network_clients import NetworkClient, delete_networks, find_network_faults, read_networks
 from bench.service_process import ServiceEndedError, ServiceProcess, find_processes, list_vms, write_json
 from tests.contract.driver_partition.waiting import find_waiting
-from tests.networks import enter_network, why_no_namespace
+from tests.networks import BRIDGE, enter_network, why_no_namespace
 
 from duovisor.client.errors import ApiError
 from duovisor.process_identity import read_children
@@ -54,12 +55,21 @@ class Trial:
     def __init__(
         self, service: ServiceProcess, seed: int, networks: tuple[str, ...], *, devices: bool
     ) -> None:
+        self._bridge = BRIDGE if networks and devices else None
         self._service = service
         self._random = random.Random(seed)
         self.ledger = Ledger()
         self._pause = Pause(CLIENTS + len(networks))
         self.clients = [
-            Client(service, self.ledger, self._pause, f"{seed}-{number}", NAMES, devices=devices)
+            Client(
+                service,
+                self.ledger,
+                self._pause,
+                f"{seed}-{number}",
+                NAMES,
+                devices=devices,
+                bridge=self._bridge,
+            )
             for number in range(CLIENTS)
         ]
         self.network_clients = [
@@ -172,7 +182,7 @@ class Trial:
             own_pids = {self._service.pid, *read_children(self._service.pid)}  # with the partition factory
             own_pids |= {pid for child in tuple(own_pids) for pid in find_waiting(child)}
             own_pids |= {each["server_pid"] for each in networks.values()}
-            found = find_disagreements(self._service.directories, vms, own_pids)
+            found = find_disagreements(self._service.directories, vms, own_pids, self._bridge)
             found += find_network_faults(networks)
             if not found or time.monotonic() > deadline:
                 break
@@ -234,6 +244,7 @@ def run_trial(kills: int, seed: int, *, devices: bool) -> dict[str, Any]:
         "operations": trial.operations,
         "violations": len(trial.ledger.violations),
         "requests": sum(client.requests for client in trial.everybody),
+        "resource_changes": sum(client.resource_changes for client in trial.clients),
         "vms_that_had_to_survive": trial.survived,
         "vms_adopted": trial.adopted,
         "seed": seed,

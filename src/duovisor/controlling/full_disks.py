@@ -41,6 +41,7 @@ class FullDisks:
         self._tell = tell
         self._look_s = LOOK_S
         self._went_on_at = 0.0
+        self._met_again: set[str] = set()
         self._task: asyncio.Task[None] | None = None
 
     async def note(self, device: str) -> bool:
@@ -51,6 +52,8 @@ class FullDisks:
         current = self._machine.current
         inside = current.spec.design is Design.MONOLITHIC
         if device in current.full or current.vmm.state in ENDED:
+            if inside:
+                self._met_again.add(device)  # if it is just going on, it stands still again
             return True
         if device in current.keepers:
             disk = current.spec.disk_at(slot_of(device))
@@ -103,13 +106,20 @@ class FullDisks:
     async def _go_on(self) -> None:
         """Let the VM run, also when its user did so before; only then forget why it did not."""
         current = self._machine.current
-        full = current.full
         was_running = current.vmm.state is State.RUNNING
+        self._met_again.clear()
         if not was_running:
             await current.vmm.resume()
-        current.full = ()
+        # of a block device only trying tells: QEMU may have met it again before it said that it goes on (a
+        # driver is told to try below)
+        full = [device for device in current.full if device not in self._met_again]
+        current.full = tuple(device for device in current.full if device in self._met_again)
         self._machine.write()
         self._went_on_at = time.monotonic()
+        if current.full:
+            self._look_s = min(2 * self._look_s, LOOK_MAX_S)
+            with suppress(TimeoutError):
+                await current.vmm.lifecycle.wait_for({State.PAUSED}, timeout_s=STOPS_S)
         for device in full:
             if device in current.devices:
                 await current.devices[device].retry()

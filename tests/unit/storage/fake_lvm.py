@@ -1,6 +1,7 @@
 """LVM as ``lvm`` shows it: what it printed on Debian 12 (2.03.16), over files that stand for devices.
 
-What there is lies in one JSON file, so that it outlives a killed process, as LVM's own does.
+What there is lies in one JSON file, so that it outlives a killed process, as LVM's own does: a file beside it
+that it does not name was never made, or is gone.
 """
 
 from __future__ import annotations
@@ -48,6 +49,9 @@ class FakeLvm:
             self.folder.mkdir(parents=True)
             self._write({POOL: POOL_ROW})
             self._add("others", THIN_ROW)
+        for path in self.folder.iterdir():
+            if path.name not in self.rows:
+                path.unlink()
         self.asked: list[str] = []
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
@@ -105,17 +109,18 @@ class FakeLvm:
                 old, new = words[-2:]
                 self._free(new)
                 row = self.rows[self._find(f"{GROUP}/{old}")]
-                os.replace(self.folder / old, self.folder / new)
+                os.link(self.folder / old, self.folder / new)
                 rows = self.rows
                 del rows[old]
                 self._write({**rows, new: {**row, "lv_name": new}})
+                (self.folder / old).unlink()
             case "lvremove":
                 name = self._find(words[-1])
                 assert name not in (POOL, "others"), "that is not ours"
-                (self.folder / name).unlink()
                 rows = self.rows
                 del rows[name]
                 self._write(rows)
+                (self.folder / name).unlink()
             case "lvextend":
                 name = self._find(words[-1])
                 os.truncate(self.folder / name, int(_round(options["-L"])))
