@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from typing import TYPE_CHECKING
 
 from duovisor.controlling.console_log import ConsoleLog, read_console_log
@@ -42,6 +43,15 @@ class Console:
         printed = read_console_log(log, SCROLLBACK_BYTES) if resume else b""
         console = cls(ConsoleLog(log), printed)
         console._connection = await _Connection.open(path, console._show)
+        return console
+
+    @classmethod
+    async def of_ended(cls, path: Path, log: Path) -> Console:
+        """The console of a guest that ended before anybody could listen: what it printed is in ``log``."""
+        console = cls(ConsoleLog(log), read_console_log(log, SCROLLBACK_BYTES))
+        ours, theirs = socket.socketpair()
+        theirs.close()
+        console._connection = _Connection(path, *await asyncio.open_unix_connection(sock=ours), console._show)
         return console
 
     async def listen(self, path: Path) -> None:

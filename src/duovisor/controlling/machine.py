@@ -33,6 +33,7 @@ from duovisor.controlling.supervision.records import DriverEvent, DriverEventKin
 from duovisor.controlling.vmm_choice import VmmDecision
 from duovisor.hardware.accelerator import AcceleratorDecision
 from duovisor.hypervisor.errors import HypervisorError
+from duovisor.hypervisor.lifecycle import ENDED, State
 from duovisor.hypervisor.memory import create_memory_file, create_module_files
 from duovisor.hypervisor.qemu.console import CONSOLE_SOCKET, port_socket
 from duovisor.hypervisor.vmm import Vmm
@@ -48,11 +49,11 @@ if TYPE_CHECKING:
     from duovisor.controlling.supervision.records import Tell
     from duovisor.directories import Directories
     from duovisor.hardware.capabilities import HostCapabilities
-    from duovisor.hypervisor.lifecycle import State
     from duovisor.process import Process
     from duovisor.spec.vm import VirtualMachineSpec
 
 SHUTDOWN_GRACE_S = 20.0
+ENDING_S = 10.0  # between the end of a VMM's sockets and its own
 # spares of a restored guest: it loads its memory first, at the latest; then it has something to do at once
 SPARES_AFTER_LOADING_S, SPARES_AFTER_S = 20.0, 2.0
 
@@ -354,12 +355,23 @@ class Machine:
             for each in incarnation.processes:
                 self.group.place(each.device, each.watched_pid)
 
+    async def _is_over(self) -> bool:
+        """Whether the VMM, which does not listen, has ended, or does at once: its guest went off."""
+        with suppress(TimeoutError):
+            await self.vmm.wait_ended(timeout_s=ENDING_S)
+        return self.vmm.state in ENDED
+
     async def _settle(self, *, adopted: bool, spares_after_s: float = 0.0) -> None:
         """The VMM runs: listen to its console, and tell others that it does."""
         await limit_disks_inside(self.current)
         self.place.point_to(self.current.number)
         socket_path = self.vmm.socket_path(CONSOLE_SOCKET)
-        self.console = await Console.connect(socket_path, self.console_log, resume=adopted)
+        try:
+            self.console = await Console.connect(socket_path, self.console_log, resume=adopted)
+        except ConnectionRefusedError:
+            if adopted or not await self._is_over():
+                raise
+            self.console = await Console.of_ended(socket_path, self.console_log)
         self._phase = Phase.RUNNING
         self.current.settle()
         for device in self.devices.values():

@@ -178,11 +178,15 @@ class Vmm(VmmDevices):
             self._follower = asyncio.create_task(self._follow())
 
     async def go(self) -> None:
-        """Start the processors of a VMM that was greeted. Raises ``VmmStartError``, ``QmpError``."""
+        """Start the processors of a VMM that was greeted; its guest may have ended when this returns.
+
+        Raises ``VmmStartError``, ``QmpError``.
+        """
         assert self.process is not None
         async with self._starting(self.process):
             await self._qmp.cont()
-            if await self._wait_told(LIVE, "start") in ENDED:
+            has_ended = await self._wait_told(LIVE, "start") in ENDED
+            if has_ended and State.RUNNING not in self.lifecycle.history:
                 raise self._start_error(self.process)
 
     @contextlib.asynccontextmanager

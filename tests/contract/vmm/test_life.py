@@ -20,10 +20,11 @@ from duovisor.controlling.supervision.records import DeviceState
 from duovisor.controlling.vms.errors import ShutdownTimeoutError
 from duovisor.hypervisor.errors import WrongStateError
 from duovisor.hypervisor.lifecycle import State
+from duovisor.hypervisor.vmm import Vmm
 from duovisor.spec.vm import DiskSpec, NicSpec, VmmKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from tests.contract.vmm.conftest import Stage
 
@@ -94,6 +95,25 @@ async def test_from_start_to_stop(stage: Stage) -> None:
 
 
 async def test_a_guest_that_switches_itself_off(stage: Stage) -> None:
+    async with stage.managed() as manager:
+        await stage.start(manager, switch_off)
+        status = await wait_status(manager, lambda status: status.state is State.STOPPED)
+        assert status.faults == ()
+        assert await read_said(manager) == b"o"
+    assert stage.kinds == ["created", "started", "stopped"]
+
+
+async def test_a_guest_that_has_ended_before_anybody_looks(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Vmm._wait_told
+
+    async def wait_told_late(self: Vmm, states: Collection[State], action: str) -> State:
+        if action == "start":
+            await self.lifecycle.wait_for(())
+        return await real(self, states, action)
+
+    monkeypatch.setattr(Vmm, "_wait_told", wait_told_late)
     async with stage.managed() as manager:
         await stage.start(manager, switch_off)
         status = await wait_status(manager, lambda status: status.state is State.STOPPED)

@@ -8,6 +8,7 @@ into the console's log whenever it is told to run. Its first argument says how i
 ``dies``            ends with words on standard error before it looks at its socket
 ``dies-connected``  accepts a connection, then ends with words and without a greeting
 ``dies-at-cont``    greets, and ends with words when it is told to run
+``brief``           ends at once when it is told to run, as by a guest that switches itself off
 ``silent``          lives, and never greets
 ``deaf``            greets, and never answers a command
 ``refuses``         answers ``cont`` with an error
@@ -118,6 +119,8 @@ class Monitor:
             self.say({"event": event, "data": data, "timestamp": {"seconds": 0, "microseconds": 0}})
             if event == "SHUTDOWN":
                 sys.exit(0)
+        if command == "cont" and self._behaviour == "brief":
+            self._answer({"execute": "quit"})
 
     def _return(self, command: str) -> dict[str, Any]:
         return (

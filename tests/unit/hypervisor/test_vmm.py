@@ -199,6 +199,19 @@ async def test_death_at_start_shows_the_last_words(folder: Path, behaviour: str)
         assert machine.lifecycle.history == [State.DEFINED, State.STARTING, State.CRASHED]
 
 
+async def test_a_guest_that_ends_at_once_was_started(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with started(folder, "brief") as machine:
+        cont = machine._qmp.cont
+
+        async def cont_late() -> None:
+            await cont()
+            await machine.lifecycle.wait_for(())  # all is over before anybody looks
+
+        monkeypatch.setattr(machine._qmp, "cont", cont_late)
+        await machine.run()
+        assert machine.lifecycle.history == [*BORN, State.STOPPING, State.STOPPED]
+
+
 async def test_silence_ends_at_the_deadline(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vmm, "START_TIMEOUT_S", 0.3)
     async with started(folder, "silent") as machine:
