@@ -325,11 +325,7 @@ class Incarnation:
 
     async def wait_ended(self, *, timeout_s: float) -> bool:
         """Whether the VMM has ended, or does within that time."""
-        try:
-            await self.vmm.wait_ended(timeout_s=timeout_s)
-        except TimeoutError:
-            return False
-        return True
+        return await self.vmm.ends_within(timeout_s)
 
     async def pause(self) -> bool:
         """Stop the processors; False when they did not run."""

@@ -33,7 +33,6 @@ from duovisor.controlling.supervision.records import DriverEvent, DriverEventKin
 from duovisor.controlling.vmm_choice import VmmDecision
 from duovisor.hardware.accelerator import AcceleratorDecision
 from duovisor.hypervisor.errors import HypervisorError
-from duovisor.hypervisor.lifecycle import ENDED, State
 from duovisor.hypervisor.memory import create_memory_file, create_module_files
 from duovisor.hypervisor.qemu.console import CONSOLE_SOCKET, port_socket
 from duovisor.hypervisor.vmm import Vmm
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
     from duovisor.controlling.supervision.records import Tell
     from duovisor.directories import Directories
     from duovisor.hardware.capabilities import HostCapabilities
+    from duovisor.hypervisor.lifecycle import State
     from duovisor.process import Process
     from duovisor.spec.vm import VirtualMachineSpec
 
@@ -322,11 +322,7 @@ class Machine:
     async def shut_down(self, *, grace_s: float = SHUTDOWN_GRACE_S) -> bool:
         """Press the power button and wait; returns whether the guest shut down within ``grace_s`` seconds."""
         await self.vmm.press_power_button()
-        try:
-            await self.vmm.wait_ended(timeout_s=grace_s)
-        except TimeoutError:
-            return False
-        return True
+        return await self.vmm.ends_within(grace_s)
 
     async def wait_ended(self) -> State:
         """Wait until the VM has ended, in whichever incarnation."""
@@ -355,12 +351,6 @@ class Machine:
             for each in incarnation.processes:
                 self.group.place(each.device, each.watched_pid)
 
-    async def _is_over(self) -> bool:
-        """Whether the VMM, which does not listen, has ended, or does at once: its guest went off."""
-        with suppress(TimeoutError):
-            await self.vmm.wait_ended(timeout_s=ENDING_S)
-        return self.vmm.state in ENDED
-
     async def _settle(self, *, adopted: bool, spares_after_s: float = 0.0) -> None:
         """The VMM runs: listen to its console, and tell others that it does."""
         await limit_disks_inside(self.current)
@@ -369,7 +359,7 @@ class Machine:
         try:
             self.console = await Console.connect(socket_path, self.console_log, resume=adopted)
         except ConnectionRefusedError:
-            if adopted or not await self._is_over():
+            if adopted or not await self.vmm.ends_within(ENDING_S):
                 raise
             self.console = await Console.of_ended(socket_path, self.console_log)
         self._phase = Phase.RUNNING

@@ -422,6 +422,14 @@ class Vmm(VmmDevices):
         """Wait until the machine has stopped or crashed. Raises ``TimeoutError``."""
         return await self.lifecycle.wait_for(ENDED, timeout_s=timeout_s)
 
+    async def ends_within(self, timeout_s: float) -> bool:
+        """Whether the machine has stopped or crashed, or does within that time."""
+        try:
+            await self.wait_ended(timeout_s=timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
     async def kill(self) -> None:
         """End the process at once; what the guest had not written is lost, as by a pulled plug."""
         if self.process is None or self.state in ENDED:

@@ -94,13 +94,18 @@ async def test_from_start_to_stop(stage: Stage) -> None:
     assert stage.kinds == ["created", "started", "paused", "resumed", "reset", "stopped"]
 
 
-async def test_a_guest_that_switches_itself_off(stage: Stage) -> None:
+async def let_switch_off(stage: Stage) -> None:
+    """A guest's short life, and what is known of it afterwards."""
     async with stage.managed() as manager:
         await stage.start(manager, switch_off)
         status = await wait_status(manager, lambda status: status.state is State.STOPPED)
         assert status.faults == ()
         assert await read_said(manager) == b"o"
     assert stage.kinds == ["created", "started", "stopped"]
+
+
+async def test_a_guest_that_switches_itself_off(stage: Stage) -> None:
+    await let_switch_off(stage)
 
 
 async def test_a_guest_that_has_ended_before_anybody_looks(
@@ -114,12 +119,7 @@ async def test_a_guest_that_has_ended_before_anybody_looks(
         return await real(self, states, action)
 
     monkeypatch.setattr(Vmm, "_wait_told", wait_told_late)
-    async with stage.managed() as manager:
-        await stage.start(manager, switch_off)
-        status = await wait_status(manager, lambda status: status.state is State.STOPPED)
-        assert status.faults == ()
-        assert await read_said(manager) == b"o"
-    assert stage.kinds == ["created", "started", "stopped"]
+    await let_switch_off(stage)
 
 
 async def test_the_power_button(stage: Stage) -> None:

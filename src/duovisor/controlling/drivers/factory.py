@@ -56,9 +56,8 @@ class Factory:
         self._code = code
         self._command_line = system.CommandLine()
         self._children: dict[int, int] = {}  # pidfd → pid
-        self._waiting: dict[
-            int, socket.socket
-        ] = {}  # those that are nobody's: pidfd → where their order goes
+        # those that are nobody's: pidfd → where their order goes
+        self._waiting: dict[int, socket.socket] = {}
         self._missing = 0
         self._waiting_title = ""
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)

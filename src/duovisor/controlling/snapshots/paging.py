@@ -273,7 +273,7 @@ class Paging:
             await seat.wait_for("loaded", timeout_s=3600.0)
         if seat.has_said("loaded"):
             await self._conclude(seat)
-        elif seat.process.returncode not in (0, None) or not await self._is_over():
+        elif seat.process.returncode not in (0, None) or not await self._vmm.ends_within(ENDING_TOGETHER_S):
             await self._lose(seat)
 
     async def _conclude(self, seat: Seat) -> None:
@@ -286,14 +286,6 @@ class Paging:
         await self._dismiss()
         told = describe_loaded(report, self._before, time.monotonic() - self._began)
         self._tell(DriverEvent(DriverEventKind.MEMORY_LOADED, DEVICE, told))
-
-    async def _is_over(self) -> bool:
-        """Whether the VMM has ended, or does at once: then so did its pager."""
-        try:
-            await self._vmm.wait_ended(timeout_s=ENDING_TOGETHER_S)
-        except TimeoutError:
-            return False
-        return True
 
     async def _lose(self, seat: Seat) -> None:
         vmm = self._vmm.process
